@@ -1,0 +1,266 @@
+//! What is asked for, and what comes back: the values that travel from a resource (or the command
+//! line) through resolve to the store.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use oci_client::Reference;
+use url::Url;
+
+use crate::digest::{ExpectedDigest, PayloadDigest, SourceDigest};
+use crate::secret::Secret;
+
+/// Where a module comes from.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub enum ModuleUrl {
+    /// `oci://HOST/REPOSITORY[:TAG][@DIGEST]`, or the same without a scheme.
+    Oci(Reference),
+    /// `http://` or `https://`.
+    Http(Url),
+    /// `file:///absolute/path`.
+    File(PathBuf),
+}
+
+/// Why a text is no module URL. The text itself is not repeated: it may hold a credential.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidUrl {
+    #[error("the module URL is empty")]
+    Empty,
+    #[error("the scheme of the module URL is not one of oci, http, https and file")]
+    Scheme,
+    #[error("not a valid OCI reference: {0}")]
+    Reference(String),
+    #[error("not a valid URL: {0}")]
+    Url(#[from] url::ParseError),
+    #[error("a module URL must not hold a user name or password; use a pull secret")]
+    Credentials,
+    #[error("a file URL needs an absolute path and no host, as in file:///dir/module.wasm")]
+    FilePath,
+}
+
+impl FromStr for ModuleUrl {
+    type Err = InvalidUrl;
+
+    fn from_str(text: &str) -> Result<Self, InvalidUrl> {
+        let text = text.trim();
+        if text.is_empty() {
+            return Err(InvalidUrl::Empty);
+        }
+        let Some((scheme, rest)) = text.split_once("://") else {
+            return Self::oci(text);
+        };
+        match scheme.to_ascii_lowercase().as_str() {
+            "oci" => Self::oci(rest),
+            "http" | "https" => {
+                let url = Url::parse(text)?;
+                if !url.username().is_empty() || url.password().is_some() {
+                    return Err(InvalidUrl::Credentials);
+                }
+                Ok(ModuleUrl::Http(url))
+            }
+            "file" => {
+                let url = Url::parse(text)?;
+                match url.to_file_path() {
+                    Ok(path) if url.host().is_none() && path.is_absolute() => Ok(ModuleUrl::File(path)),
+                    _ => Err(InvalidUrl::FilePath),
+                }
+            }
+            _ => Err(InvalidUrl::Scheme),
+        }
+    }
+}
+
+impl ModuleUrl {
+    fn oci(text: &str) -> Result<Self, InvalidUrl> {
+        // Userinfo would be read as part of a repository and printed.
+        if text.split('/').next().is_some_and(|host| host.contains('@')) && text.contains('/') {
+            return Err(InvalidUrl::Credentials);
+        }
+        let reference: Reference =
+            text.parse().map_err(|e: oci_client::ParseError| InvalidUrl::Reference(e.to_string()))?;
+        Ok(ModuleUrl::Oci(reference))
+    }
+
+    /// The pull policy where none is given: `Always` for the tag `latest` or no tag and no digest,
+    /// otherwise `IfNotPresent`; an HTTP or file source counts as pinned.
+    pub fn default_policy(&self) -> PullPolicy {
+        match self {
+            ModuleUrl::Oci(reference)
+                if reference.digest().is_none() && matches!(reference.tag(), None | Some("latest")) =>
+            {
+                PullPolicy::Always
+            }
+            _ => PullPolicy::IfNotPresent,
+        }
+    }
+
+    /// The whole URL in one spelling, for keys. May hold a query that is secret: never print it.
+    pub fn canonical(&self) -> String {
+        match self {
+            ModuleUrl::Oci(reference) => format!("oci://{}", reference.whole()),
+            ModuleUrl::Http(url) => url.as_str().to_owned(),
+            ModuleUrl::File(path) => format!("file://{}", path.display()),
+        }
+    }
+
+    /// The last part of the URL, for a progress bar.
+    pub fn short_name(&self) -> String {
+        match self {
+            ModuleUrl::Oci(reference) => {
+                let name = reference.repository().rsplit('/').next().unwrap_or_default();
+                match reference.tag() {
+                    Some(tag) => format!("{name}:{tag}"),
+                    None => name.to_owned(),
+                }
+            }
+            ModuleUrl::Http(url) => url
+                .path_segments()
+                .and_then(|mut segments| segments.next_back())
+                .filter(|name| !name.is_empty())
+                .unwrap_or("module")
+                .to_owned(),
+            ModuleUrl::File(path) => {
+                path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+            }
+        }
+    }
+}
+
+/// For people: a URL's query may be a signature that grants access, so it is left out.
+impl fmt::Display for ModuleUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ModuleUrl::Http(url) => {
+                let mut shown = url.clone();
+                let had_query = url.query().is_some();
+                shown.set_query(None);
+                shown.set_fragment(None);
+                write!(f, "{shown}{}", if had_query { "?(query not shown)" } else { "" })
+            }
+            other => f.write_str(&other.canonical()),
+        }
+    }
+}
+
+impl fmt::Debug for ModuleUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// When a module that is in the store is looked for at its source again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum PullPolicy {
+    /// Only when the store does not have it.
+    IfNotPresent,
+    /// Whenever the resource version of who asks has changed.
+    Always,
+}
+
+/// What the one who asks may use as a credential.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PullSecret {
+    /// None was named: anonymous.
+    None,
+    /// The text of a docker config JSON, or of the older `.dockercfg`.
+    DockerConfig(Secret),
+    /// One was named, but the control plane could not read it. The fetch must fail: pulling
+    /// anonymously would hide the mistake or give a different image.
+    Unavailable,
+}
+
+/// One request for a module.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModuleRequest {
+    pub url: ModuleUrl,
+    /// The digest that the payload or, for OCI, the manifest must have.
+    pub expected: Option<ExpectedDigest>,
+    pub policy: PullPolicy,
+    /// The version of the resource that asks, where it says so; [`PullPolicy::Always`] pulls again
+    /// when it changes.
+    pub resource_version: Option<String>,
+    pub secret: PullSecret,
+    /// The whole fetch's limit in time where the resource gives one.
+    pub timeout: Option<Duration>,
+}
+
+impl ModuleRequest {
+    /// An anonymous request for a URL, with the policy that the URL implies.
+    pub fn new(url: ModuleUrl) -> Self {
+        Self {
+            policy: url.default_policy(),
+            url,
+            expected: None,
+            resource_version: None,
+            secret: PullSecret::None,
+            timeout: None,
+        }
+    }
+}
+
+/// A module that Envoy can open: complete, verified, durable.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Module {
+    /// The absolute path of the caller's view of it.
+    pub path: PathBuf,
+    pub payload: PayloadDigest,
+    pub source: SourceDigest,
+    /// Bytes.
+    pub size: u64,
+    /// Whether it was in the store already.
+    pub cached: bool,
+}
+
+impl Module {
+    /// The path as a resource carries it.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn url(text: &str) -> ModuleUrl {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn a_url_without_a_scheme_is_oci() {
+        assert_eq!(url("ghcr.io/a/b:v1"), url("oci://ghcr.io/a/b:v1"));
+        assert_eq!(url("localhost:5000/a:v1").to_string(), "oci://localhost:5000/a:v1");
+    }
+
+    #[test]
+    fn only_latest_and_no_tag_are_pulled_always() {
+        let policy = |text: &str| url(text).default_policy();
+        let digest = "0".repeat(64);
+        assert_eq!(policy("oci://r.io/a:latest"), PullPolicy::Always);
+        assert_eq!(policy("oci://r.io/a"), PullPolicy::Always);
+        assert_eq!(policy("oci://r.io/a:v1"), PullPolicy::IfNotPresent);
+        assert_eq!(policy(&format!("oci://r.io/a@sha256:{digest}")), PullPolicy::IfNotPresent);
+        assert_eq!(policy("https://r.io/a:latest"), PullPolicy::IfNotPresent);
+    }
+
+    #[test]
+    fn a_url_that_holds_a_credential_is_refused_without_repeating_it() {
+        for text in ["https://u:hunter2@h/x.wasm", "oci://u:hunter2@h/x:v1", "u:hunter2@h/x"] {
+            let error = text.parse::<ModuleUrl>().unwrap_err();
+            assert_eq!(error, InvalidUrl::Credentials, "{text}");
+        }
+        let signed = url("https://h/x.wasm?sig=hunter2");
+        assert!(!format!("{signed} {signed:?}").contains("hunter2"));
+        assert!(signed.canonical().contains("hunter2"), "the key still tells two queries apart");
+    }
+
+    #[test]
+    fn bad_urls_are_refused() {
+        for text in ["", "ftp://h/x", "file://host/x", "file:x", "oci://", "oci://H/UPPER:v1"] {
+            assert!(text.parse::<ModuleUrl>().is_err(), "{text}");
+        }
+        assert_eq!(url("file:///a/b.wasm"), ModuleUrl::File("/a/b.wasm".into()));
+    }
+}
