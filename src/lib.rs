@@ -5,4 +5,5 @@
 pub mod clock;
 pub mod digest;
 pub mod module;
+pub mod protobuf;
 pub mod secret;
