@@ -6,4 +6,5 @@ pub mod clock;
 pub mod digest;
 pub mod module;
 pub mod protobuf;
+pub mod rewrite;
 pub mod secret;

@@ -12,7 +12,8 @@ use std::time::Duration;
 
 use super::WireError;
 use super::wire::{
-    Fields, Value, len_size, put_entry, put_len, put_message, put_string, put_varint, replace_fields, text,
+    Fields, Value, entry, len_size, put_entry, put_len, put_message, put_string, put_varint, replace_fields,
+    text,
 };
 
 /// The number of `type_url` in `DiscoveryRequest`, `DiscoveryResponse` and `DeltaDiscoveryResponse`.
@@ -239,8 +240,9 @@ impl<'a> DeltaDiscoveryRequest<'a> {
                     request.unsubscribe.push(name);
                 }
                 5 => {
-                    let (name, version) = entry(bytes)?;
-                    request.initial_resource_versions.insert(name, version);
+                    let field = "DeltaDiscoveryRequest.initial_resource_versions";
+                    let (name, version) = entry(field, bytes)?;
+                    request.initial_resource_versions.insert(text(field, name)?, text(field, version)?);
                 }
                 6 => request.response_nonce = text("DeltaDiscoveryRequest.response_nonce", bytes)?,
                 7 => request.error_detail.get_or_insert_default().merge(bytes)?,
@@ -451,20 +453,6 @@ pub(crate) fn whole_duration(seconds: i64, nanos: i32) -> Option<Duration> {
     let seconds = u32::try_from(seconds).ok()?;
     let nanos = u32::try_from(nanos).ok().filter(|nanos| *nanos < 1_000_000_000)?;
     Some(Duration::new(seconds.into(), nanos))
-}
-
-/// An entry of a map from string to string. What is missing is empty.
-fn entry(message: &[u8]) -> Result<(&str, &str), WireError> {
-    let (mut key, mut value) = ("", "");
-    for field in Fields::of("initial_resource_versions", message) {
-        let field = field?;
-        match (field.number, field.value) {
-            (1, Value::Len(bytes)) => key = text("initial_resource_versions.key", bytes)?,
-            (2, Value::Len(bytes)) => value = text("initial_resource_versions.value", bytes)?,
-            _ => {}
-        }
-    }
-    Ok((key, value))
 }
 
 fn put_once<'a>(field: &'static str, slot: &mut Option<&'a [u8]>, bytes: &'a [u8]) -> Result<(), WireError> {
