@@ -4,7 +4,10 @@
 
 pub mod clock;
 pub mod digest;
+pub mod listen;
+pub mod metrics;
 pub mod module;
 pub mod protobuf;
 pub mod rewrite;
 pub mod secret;
+pub mod xds;

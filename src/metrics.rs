@@ -1,0 +1,126 @@
+//! What is counted. Labels come from closed sets: never a resource's name, a URL or anything else
+//! that a peer chooses.
+
+use std::sync::atomic::AtomicU64;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::{Registry, Unit};
+
+/// One label called `result`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ResultLabel {
+    pub result: &'static str,
+}
+
+/// Whose message it was.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct MessageLabels {
+    /// `envoy` or `control_plane`.
+    pub from: &'static str,
+    /// Whether it was intercepted or passed on as it came.
+    pub intercepted: &'static str,
+}
+
+/// All metrics of a process. Cheap to clone; clones count together.
+#[derive(Debug, Clone)]
+pub struct Metrics {
+    /// Envoy streams that are open.
+    pub streams: Gauge,
+    /// Envoy streams that have ended, by reason.
+    pub stream_ends: Family<ResultLabel, Counter>,
+    pub messages: Family<MessageLabels, Counter>,
+    /// What became of resources: `delivered`, `fallback`, `rejected`, `malformed`, `recovered`.
+    pub resources: Family<ResultLabel, Counter>,
+    /// Lookups in the store: `hit` or `miss`.
+    pub lookups: Family<ResultLabel, Counter>,
+    /// Fetches, by `success` or the error's label.
+    pub fetches: Family<ResultLabel, Counter>,
+    pub fetch_seconds: Histogram,
+    /// Module bytes that were fetched.
+    pub fetched_bytes: Counter,
+    /// Modules in the store.
+    pub store_modules: Gauge,
+    /// Index records that could not be read and were dropped.
+    pub store_dropped_records: Gauge,
+    /// Reloads of the configuration: `applied`, `invalid`.
+    pub reloads: Family<ResultLabel, Counter>,
+    /// Plugin files of a directory upstream that cannot be used.
+    pub plugin_problems: Gauge<i64, std::sync::atomic::AtomicI64>,
+    /// Bytes of messages in flight that are counted.
+    pub bytes_in_flight: Gauge<u64, AtomicU64>,
+}
+
+impl Metrics {
+    /// Makes the metrics and registers them.
+    pub fn new() -> (Self, Registry) {
+        let mut registry = Registry::with_prefix("wasmferry");
+        let metrics = Self {
+            streams: Gauge::default(),
+            stream_ends: Family::default(),
+            messages: Family::default(),
+            resources: Family::default(),
+            lookups: Family::default(),
+            fetches: Family::default(),
+            fetch_seconds: Histogram::new(exponential_buckets(0.005, 2.0, 15)),
+            fetched_bytes: Counter::default(),
+            store_modules: Gauge::default(),
+            store_dropped_records: Gauge::default(),
+            reloads: Family::default(),
+            plugin_problems: Gauge::default(),
+            bytes_in_flight: Gauge::default(),
+        };
+        let m = &metrics;
+        registry.register(
+            "build",
+            "The running version",
+            Info::new([("version", env!("CARGO_PKG_VERSION"))]),
+        );
+        registry.register("streams", "Envoy streams that are open", m.streams.clone());
+        registry.register("stream_ends", "Envoy streams that have ended", m.stream_ends.clone());
+        registry.register("messages", "xDS messages received", m.messages.clone());
+        registry.register("resources", "What became of intercepted resources", m.resources.clone());
+        registry.register("store_lookups", "Lookups of modules in the store", m.lookups.clone());
+        registry.register("fetches", "Fetches of modules from their sources", m.fetches.clone());
+        registry.register_with_unit(
+            "fetch_duration",
+            "From the first request to the module in the store",
+            Unit::Seconds,
+            m.fetch_seconds.clone(),
+        );
+        registry.register_with_unit(
+            "fetched",
+            "Module bytes that were fetched",
+            Unit::Bytes,
+            m.fetched_bytes.clone(),
+        );
+        registry.register("store_modules", "Modules in the store", m.store_modules.clone());
+        registry.register(
+            "store_dropped_records",
+            "Index records that could not be read",
+            m.store_dropped_records.clone(),
+        );
+        registry.register("config_reloads", "Reloads of the configuration", m.reloads.clone());
+        registry.register(
+            "plugin_problems",
+            "Problems in the plugin files of the directory",
+            m.plugin_problems.clone(),
+        );
+        registry.register_with_unit(
+            "in_flight",
+            "Message bytes in flight that are counted",
+            Unit::Bytes,
+            m.bytes_in_flight.clone(),
+        );
+        (metrics, registry)
+    }
+}
+
+/// A label for a family with one label.
+pub fn result(result: &'static str) -> ResultLabel {
+    ResultLabel { result }
+}

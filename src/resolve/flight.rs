@@ -1,0 +1,146 @@
+//! One flight per key: whoever asks while one is under way waits for it, and it goes on when they
+//! leave.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::hash::Hash;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::watch;
+use tokio_util::task::TaskTracker;
+
+type Landing<T> = watch::Receiver<Option<T>>;
+
+/// The flights that are under way.
+#[derive(Debug)]
+pub struct Flights<K, T> {
+    landings: Arc<Mutex<HashMap<K, Landing<T>>>>,
+    tracker: TaskTracker,
+}
+
+impl<K, T> Flights<K, T>
+where
+    K: Eq + Hash + Clone + Send + 'static,
+    T: Clone + Send + Sync + 'static,
+{
+    /// None yet; their tasks are tracked by `tracker`.
+    pub fn new(tracker: TaskTracker) -> Self {
+        Self { landings: Arc::default(), tracker }
+    }
+
+    /// The outcome of the flight for `key`: of the one under way, or of `flight`. None where the
+    /// flight was dropped before it ended, as at the end of the process.
+    pub async fn join<F>(&self, key: K, flight: impl FnOnce() -> F) -> Option<T>
+    where
+        F: Future<Output = T> + Send + 'static,
+    {
+        let mut landing = {
+            let mut landings = self.landings.lock().unwrap_or_else(PoisonError::into_inner);
+            match landings.entry(key.clone()) {
+                Entry::Occupied(under_way) => under_way.get().clone(),
+                Entry::Vacant(free) => {
+                    let (land, landing) = watch::channel(None);
+                    free.insert(landing.clone());
+                    let (flight, landings) = (flight(), self.landings.clone());
+                    self.tracker.spawn(async move {
+                        let _gone = Gone { landings, key };
+                        land.send_replace(Some(flight.await));
+                    });
+                    landing
+                }
+            }
+        };
+        let landed = landing.wait_for(Option::is_some).await.ok()?;
+        landed.clone()
+    }
+
+    /// How many are under way.
+    pub fn len(&self) -> usize {
+        self.landings.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// Whether none is under way.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// Takes a flight off the list however it ends.
+struct Gone<K: Eq + Hash, T> {
+    landings: Arc<Mutex<HashMap<K, Landing<T>>>>,
+    key: K,
+}
+
+impl<K: Eq + Hash, T> Drop for Gone<K, T> {
+    fn drop(&mut self) {
+        self.landings.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.key);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use tokio::sync::Notify;
+
+    use super::*;
+
+    fn flights() -> Arc<Flights<&'static str, usize>> {
+        Arc::new(Flights::new(TaskTracker::new()))
+    }
+
+    #[tokio::test]
+    async fn all_who_ask_at_once_share_one_flight() {
+        let (flights, started, land) = (flights(), Arc::new(AtomicUsize::new(0)), Arc::new(Notify::new()));
+        let mut asking = tokio::task::JoinSet::new();
+        for _ in 0..20 {
+            let (flights, started, land) = (flights.clone(), started.clone(), land.clone());
+            asking.spawn(async move {
+                let flight = || async move {
+                    let number = started.fetch_add(1, Ordering::SeqCst);
+                    land.notified().await;
+                    number
+                };
+                flights.join("module", flight).await
+            });
+        }
+        while started.load(Ordering::SeqCst) == 0 {
+            tokio::task::yield_now().await;
+        }
+        for _ in 0..50 {
+            tokio::task::yield_now().await;
+        }
+        land.notify_one();
+        assert!(asking.join_all().await.into_iter().all(|outcome| outcome == Some(0)));
+        assert_eq!(started.load(Ordering::SeqCst), 1);
+        assert!(flights.is_empty());
+    }
+
+    #[tokio::test]
+    async fn one_who_leaves_does_not_cancel_it_for_the_others() {
+        let (flights, land) = (flights(), Arc::new(Notify::new()));
+        let first = tokio::spawn({
+            let (flights, land) = (flights.clone(), land.clone());
+            async move { flights.join("module", || async move { land.notified().await; 7 }).await }
+        });
+        while flights.is_empty() {
+            tokio::task::yield_now().await;
+        }
+        first.abort();
+        assert!(first.await.unwrap_err().is_cancelled());
+        let second = tokio::spawn({
+            let flights = flights.clone();
+            async move { flights.join("module", || async { unreachable!("one is under way") }).await }
+        });
+        tokio::task::yield_now().await;
+        land.notify_one();
+        assert_eq!(second.await.unwrap(), Some(7));
+    }
+
+    #[tokio::test]
+    async fn a_flight_that_panics_ends_for_all_who_wait_and_the_next_one_starts_anew() {
+        let flights = flights();
+        assert_eq!(flights.join("module", || async { panic!("a fault") }).await, None);
+        assert_eq!(flights.join("module", || async { 1 }).await, Some(1));
+    }
+}

@@ -1,0 +1,117 @@
+//! The control plane over gRPC: one connection and one stream for each stream of an Envoy, so that
+//! neither flow control nor a load balancer's choice is shared between Envoys.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, Method, Request, Response, Uri, Version, header};
+use http_body::Body;
+use tonic::transport::{Channel, Endpoint};
+use tower_service::Service as _;
+
+/// Where the control plane is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Address {
+    /// `http://HOST:PORT`.
+    Http(Uri),
+    /// `unix:/absolute/path`.
+    Unix(PathBuf),
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Address::Http(uri) => write!(f, "{}", uri.to_string().trim_end_matches('/')),
+            Address::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// Why no stream could be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    #[error("upstream.address {address} is not usable: {reason}")]
+    Address { address: String, reason: String },
+    #[error("cannot reach the control plane at {address}: {reason}")]
+    Unreachable { address: String, reason: String },
+}
+
+/// A control plane to open streams to. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct ControlPlane {
+    endpoint: Endpoint,
+    address: String,
+}
+
+/// A stream-wide window of HTTP/2, which bounds what the control plane sends ahead of our reading.
+const STREAM_WINDOW: u32 = 1024 * 1024;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Finds a control plane that vanished without a word. Done by TCP: HTTP/2 pings more often than a
+/// server allows make it drop the connection, and the allowance cannot be known.
+const KEEPALIVE: Duration = Duration::from_secs(30);
+
+impl ControlPlane {
+    /// A control plane at this address. Connects to nothing yet.
+    pub fn new(address: &Address) -> Result<Self, ConnectError> {
+        let unusable = |reason: String| ConnectError::Address { address: address.to_string(), reason };
+        let endpoint = match address {
+            Address::Http(uri) => Endpoint::from_shared(uri.to_string()),
+            Address::Unix(path) => Endpoint::from_shared(format!("unix://{}", path.display()))
+                // The authority of a socket's server is by custom this.
+                .map(|endpoint| endpoint.origin(Uri::from_static("http://localhost"))),
+        }
+        .map_err(|error| unusable(error.to_string()))?;
+        let endpoint = endpoint
+            .connect_timeout(CONNECT_TIMEOUT)
+            .tcp_keepalive(Some(KEEPALIVE))
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(STREAM_WINDOW)
+            .http2_max_header_list_size(64 * 1024);
+        Ok(Self { endpoint, address: address.to_string() })
+    }
+
+    /// Opens a stream: POSTs to `path` with this metadata, `body` being what we send. The answer
+    /// comes when the control plane sends its headers, which many do with their first message.
+    pub async fn open<B>(
+        self,
+        path: &'static str,
+        metadata: HeaderMap,
+        body: B,
+    ) -> Result<Response<tonic::body::Body>, ConnectError>
+    where
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<tonic::codegen::StdError>,
+    {
+        let mut channel: Channel = self.endpoint.connect_lazy();
+        let mut request = Request::new(tonic::body::Body::new(body));
+        *request.method_mut() = Method::POST;
+        *request.version_mut() = Version::HTTP_2;
+        *request.uri_mut() = Uri::from_static(path);
+        *request.headers_mut() = metadata;
+        let headers = request.headers_mut();
+        headers.insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/grpc"));
+        headers.insert(header::TE, header::HeaderValue::from_static("trailers"));
+        let unreachable = |error: tonic::transport::Error| ConnectError::Unreachable {
+            address: self.address.clone(),
+            reason: chain(&error),
+        };
+        std::future::poll_fn(|cx| channel.poll_ready(cx)).await.map_err(unreachable)?;
+        channel.call(request).await.map_err(unreachable)
+    }
+}
+
+/// An error with its causes; the transport's own says only that it is one.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}

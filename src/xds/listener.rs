@@ -1,0 +1,162 @@
+//! The gRPC server that Envoys connect to: connections, and which call is which.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, Method, Request, Response, StatusCode, header};
+use hyper::body::Incoming;
+use hyper::server::conn::http2;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio_util::task::TaskTracker;
+use tonic::{Code, Status};
+
+use super::machine::Variant;
+use super::outbox::OutboxBody;
+use super::session::{self, Shared};
+use crate::listen::{Bound, Connection};
+
+/// A peer that answers no ping for this long is gone.
+const PING_INTERVAL: Duration = Duration::from_secs(30);
+const PING_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// How long to wait when no connection can be accepted.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Accepts Envoys until shutdown, then lets the connections finish.
+pub async fn serve(bound: Bound, shared: Arc<Shared>, tracker: TaskTracker) {
+    let name: Arc<str> = bound.address.to_string().into();
+    loop {
+        let accepted = tokio::select! {
+            () = shared.shutdown.cancelled() => break,
+            accepted = bound.accept() => accepted,
+        };
+        match accepted {
+            Ok(stream) => {
+                tracker.spawn(connection(stream, shared.clone(), name.clone(), tracker.clone()));
+            }
+            Err(error) => {
+                // Out of file descriptors, mostly: others may end meanwhile.
+                tracing::warn!(listener = &*name, "cannot accept a connection: {error}");
+                shared.clock.sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn connection(
+    stream: Connection,
+    shared: Arc<Shared>,
+    name: Arc<str>,
+    tracker: TaskTracker,
+) {
+    let service = {
+        let (shared, name) = (shared.clone(), name.clone());
+        service_fn(move |request| {
+            let response = call(request, &shared, &name, &tracker);
+            async move { Ok::<_, Infallible>(response) }
+        })
+    };
+    let mut server = http2::Builder::new(TokioExecutor::new());
+    server
+        .timer(TokioTimer::new())
+        .keep_alive_interval(PING_INTERVAL)
+        .keep_alive_timeout(PING_TIMEOUT)
+        .max_header_list_size(64 * 1024);
+    let mut connection = std::pin::pin!(server.serve_connection(TokioIo::new(stream), service));
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = shared.shutdown.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        // An Envoy whose cluster name is no valid authority ends here without any other sign.
+        let hint = if std::error::Error::source(&error).is_some_and(is_protocol_error) {
+            "; is the gRPC service's authority set in Envoy's bootstrap?"
+        } else {
+            ""
+        };
+        tracing::warn!(listener = &*name, "a connection from an Envoy failed: {error}{hint}");
+    }
+}
+
+fn is_protocol_error(error: &(dyn std::error::Error + 'static)) -> bool {
+    error.to_string().contains("protocol error")
+}
+
+/// The variant of each method, and its path upstream.
+fn method(path: &str) -> Option<(Variant, &'static str)> {
+    const SOTW: &str = "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources";
+    const DELTA: &str = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
+    match path {
+        SOTW => Some((Variant::StateOfTheWorld, SOTW)),
+        DELTA => Some((Variant::Delta, DELTA)),
+        _ => None,
+    }
+}
+
+fn call(
+    request: Request<Incoming>,
+    shared: &Arc<Shared>,
+    listener: &Arc<str>,
+    tracker: &TaskTracker,
+) -> Response<http_body_util::Either<OutboxBody, http_body_util::Empty<Bytes>>> {
+    let (parts, body) = request.into_parts();
+    let content_type = parts.headers.get(header::CONTENT_TYPE).map(header::HeaderValue::as_bytes);
+    let is_grpc = content_type.is_some_and(|value| value.starts_with(b"application/grpc"));
+    if parts.method != Method::POST || !is_grpc {
+        let mut response = Response::new(http_body_util::Either::Right(http_body_util::Empty::new()));
+        *response.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
+        return response;
+    }
+    let Some((variant, path)) = method(parts.uri.path()) else {
+        return refuse(Status::new(Code::Unimplemented, "only aggregated discovery is served here"));
+    };
+    if shared.shutdown.is_cancelled() {
+        return refuse(Status::new(Code::Unavailable, "the agent is shutting down"));
+    }
+    let metadata = metadata(parts.headers);
+    let (outbox, session) = session::start(shared, listener.clone(), variant, path, metadata, body);
+    tracker.spawn(session);
+    let mut response = Response::new(http_body_util::Either::Left(outbox));
+    response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/grpc"));
+    response
+}
+
+fn refuse<A>(status: Status) -> Response<http_body_util::Either<A, http_body_util::Empty<Bytes>>> {
+    let mut response = Response::new(http_body_util::Either::Right(http_body_util::Empty::new()));
+    response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/grpc"));
+    let _ = status.add_header(response.headers_mut());
+    response
+}
+
+/// What goes up of a request's headers: all but what belongs to this hop. Compression is of this
+/// hop too, since messages are read here.
+fn metadata(mut headers: HeaderMap) -> HeaderMap {
+    for name in ["host", "te", "content-type", "content-length", "user-agent", "connection"] {
+        headers.remove(name);
+    }
+    for name in ["grpc-encoding", "grpc-accept-encoding", "accept-encoding"] {
+        headers.remove(name);
+    }
+    headers
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn metadata_goes_up_without_what_belongs_to_this_hop() {
+        let mut headers = HeaderMap::new();
+        for (name, value) in [("authorization", "Bearer x"), ("te", "trailers"), ("grpc-accept-encoding", "gzip")] {
+            headers.insert(name, value.parse().unwrap());
+        }
+        let up = metadata(headers);
+        assert_eq!(up.keys().map(|k| k.as_str()).collect::<Vec<_>>(), ["authorization"]);
+    }
+}

@@ -1,0 +1,431 @@
+//! The engine for intercepted types: a pure state machine, events in and actions out. It knows no
+//! sockets, no clock and no files; whoever drives it says what time it is.
+//!
+//! To Envoy it is a whole xDS server, to the control plane a whole client: both nonce spaces and
+//! Envoy's versions are its own. One machine serves one stream. Its parts: [`slot`] is what is known
+//! of one resource, [`envoy`] the protocol towards Envoy, [`control`] the one towards the control
+//! plane; this file is what happens between them.
+
+pub mod control;
+pub mod envoy;
+pub mod slot;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use crate::module::ModuleRequest;
+use crate::rewrite::Plan;
+
+use self::control::Control;
+use self::envoy::{Envoy, Verdict};
+use self::slot::{Fetching, Offer, Slot};
+
+/// The two variants of the xDS transport protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Variant {
+    StateOfTheWorld,
+    Delta,
+}
+
+/// What can be set.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// How long a resource without a working predecessor waits before its fallback is sent.
+    pub hold: Duration,
+    /// The first pause after a failed fetch; doubled for each further one.
+    pub retry_first: Duration,
+    /// The longest pause, and the only one after a permanent fault.
+    pub retry_cap: Duration,
+    /// How long the control plane waits for Envoy's verdict at the most.
+    pub answer_after: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            hold: Duration::from_secs(5),
+            retry_first: Duration::from_secs(1),
+            retry_cap: Duration::from_secs(60),
+            answer_after: Duration::from_secs(1),
+        }
+    }
+}
+
+/// What Envoy says about one intercepted type.
+#[derive(Debug, Clone, Default)]
+pub struct EnvoyRequest {
+    /// The nonce of the response that this answers; empty where it answers none.
+    pub nonce: String,
+    /// Why Envoy rejected that response.
+    pub error: Option<String>,
+    pub names: Names,
+}
+
+/// What a request says about the subscription.
+#[derive(Debug, Clone)]
+pub enum Names {
+    /// State of the world: all of it.
+    All(BTreeSet<String>),
+    /// Delta: what changes; `held` are the names in `initial_resource_versions`.
+    Change { subscribe: BTreeSet<String>, unsubscribe: BTreeSet<String>, held: BTreeSet<String> },
+}
+
+impl Default for Names {
+    fn default() -> Self {
+        Names::All(BTreeSet::new())
+    }
+}
+
+/// What the control plane says about one intercepted type.
+#[derive(Debug, Default)]
+pub struct ControlResponse {
+    pub version: String,
+    pub nonce: String,
+    pub offers: Vec<Offer>,
+    /// Resources that could not be read: name (where that much could be read) and reason.
+    pub malformed: Vec<(String, String)>,
+    pub removed: Vec<String>,
+}
+
+/// How a fetch ended badly.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// One line, without secrets.
+    pub message: String,
+    /// The reason's label for metrics.
+    pub label: &'static str,
+    /// Trying again soon is no use.
+    pub permanent: bool,
+    pub retry_after: Option<Duration>,
+}
+
+/// What is to be done.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Action {
+    /// Send this to Envoy.
+    Respond(EnvoyResponse),
+    /// Send this to the control plane.
+    Request(ControlRequest),
+    /// Get this module and come back with [`Machine::fetched`].
+    Fetch { name: String, generation: u64, request: Box<ModuleRequest> },
+    /// Worth a line in the log, and a count.
+    Note(Note),
+}
+
+/// What operators want to hear of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Note {
+    /// A module could not be had.
+    FetchFailed { name: String, failure: Failure, retry_in: Option<Duration>, serving: Serving },
+    /// A module that had failed is there.
+    Recovered { name: String },
+    /// Envoy now runs the resource's failure policy.
+    FallbackSent { name: String },
+    /// Envoy rejected these resources.
+    Rejected { names: Vec<String>, reason: String },
+    /// The control plane sent something that cannot be read.
+    Malformed { name: String, reason: String },
+}
+
+/// What Envoy runs for a name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Serving {
+    Nothing,
+    Fallback,
+    /// The newest config.
+    Current,
+    /// The last config that worked; a newer one is not ready or was rejected.
+    LastGood,
+}
+
+/// A response to Envoy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EnvoyResponse {
+    pub version: String,
+    pub nonce: String,
+    /// State of the world: Any messages. Delta: Resource messages.
+    pub resources: Vec<Bytes>,
+    pub removed: Vec<String>,
+}
+
+/// A request to the control plane.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ControlRequest {
+    pub version: String,
+    pub nonce: String,
+    /// State of the world: the whole subscription.
+    pub names: Vec<String>,
+    pub subscribe: Vec<String>,
+    pub unsubscribe: Vec<String>,
+    /// Delta: names that Envoy holds, sent with an empty version.
+    pub initial: Vec<String>,
+    pub error: Option<String>,
+}
+
+/// The state of all resources of one intercepted type on one stream.
+pub struct Machine {
+    settings: Settings,
+    slots: BTreeMap<String, Slot>,
+    envoy: Envoy,
+    control: Control,
+    generations: u64,
+    jitter: Jitter,
+    actions: Vec<Action>,
+}
+
+impl Machine {
+    /// A machine for a new stream. `seed` only spreads retries in time.
+    pub fn new(variant: Variant, settings: Settings, seed: u64) -> Self {
+        Self {
+            settings,
+            slots: BTreeMap::new(),
+            envoy: Envoy::new(variant),
+            control: Control::new(variant),
+            generations: 0,
+            jitter: Jitter(seed | 1),
+            actions: Vec::new(),
+        }
+    }
+
+    /// What is to be done, in order. Ask after each event or batch of events.
+    pub fn actions(&mut self, now: Instant) -> Vec<Action> {
+        self.flush(now);
+        std::mem::take(&mut self.actions)
+    }
+
+    /// Envoy sent a request.
+    pub fn on_envoy(&mut self, request: EnvoyRequest, now: Instant) {
+        let verdict = self.envoy.verdict(&request);
+        match &verdict {
+            Verdict::Accepted(sent) => self.accepted(sent),
+            Verdict::Rejected(sent, reason) => self.rejected(sent, reason),
+            Verdict::None => {}
+        }
+        let change = self.envoy.subscribe(&request, !matches!(verdict, Verdict::None));
+        for name in &change.dropped {
+            self.slots.remove(name);
+        }
+        for name in &change.held {
+            self.slots.entry(name.clone()).or_default().envoy_holds = true;
+        }
+        if change.is_change() {
+            // A control plane may drop a subscription that overtakes an answer it waits for.
+            self.answer();
+            let request = self.control.subscribe(&change, self.envoy.subscribed());
+            self.actions.extend(request.map(Action::Request));
+        }
+        if self.control.is_settled(|name| self.verdict_due(name)) {
+            self.answer();
+        }
+        self.tick(now);
+    }
+
+    /// The control plane sent a response.
+    pub fn on_control(&mut self, response: ControlResponse, now: Instant) {
+        self.answer();
+        let mut immediate = BTreeSet::new();
+        for offer in response.offers {
+            if !self.envoy.wants(&offer.name) {
+                continue;
+            }
+            let name = offer.name.clone();
+            if self.offered(offer, now) {
+                immediate.insert(name);
+            }
+        }
+        for name in response.removed {
+            self.slots.remove(&name);
+            self.envoy.remove(name);
+        }
+        let mut error = None;
+        for (name, reason) in response.malformed {
+            let text = error.get_or_insert_with(String::new);
+            if !text.is_empty() {
+                text.push_str("; ");
+            }
+            text.push_str(&format!("resource {name:?}: {reason}"));
+            self.actions.push(Action::Note(Note::Malformed { name, reason }));
+        }
+        let undecodable = error.is_some();
+        let deadline = now + self.settings.answer_after;
+        self.control.received(response.version, response.nonce, immediate, error, deadline);
+        if undecodable || self.control.is_settled(|name| self.verdict_due(name)) {
+            self.answer();
+        }
+        self.tick(now);
+    }
+
+    /// A fetch that was asked for has ended.
+    pub fn fetched(&mut self, name: &str, generation: u64, result: Result<&Path, Failure>, now: Instant) {
+        let Some(slot) = self.slots.get_mut(name) else { return };
+        // A newer config came meanwhile: what was fetched stays in the store.
+        if slot.generation != generation {
+            return;
+        }
+        slot.fetching = Fetching::Idle;
+        match result {
+            Ok(path) => match slot.arrived(path) {
+                Ok(recovered) => {
+                    if recovered {
+                        self.actions.push(Action::Note(Note::Recovered { name: name.to_owned() }));
+                    }
+                }
+                Err(reason) => self.failed(name, reason, now),
+            },
+            Err(failure) => self.failed(name, failure, now),
+        }
+        self.tick(now);
+    }
+
+    /// When [`Machine::tick`] has something to do.
+    pub fn deadline(&self) -> Option<Instant> {
+        let slots = self.slots.values().filter_map(Slot::deadline);
+        slots.chain(self.control.deadline()).min()
+    }
+
+    /// Does what is due.
+    pub fn tick(&mut self, now: Instant) {
+        if self.control.deadline().is_some_and(|deadline| deadline <= now) {
+            self.answer();
+        }
+        for (name, slot) in &mut self.slots {
+            if let Some(request) = slot.retry_due(now) {
+                let (name, generation) = (name.clone(), slot.generation);
+                self.actions.push(Action::Fetch { name, generation, request: Box::new(request) });
+            }
+            if slot.fall_back_if_due(now) {
+                self.actions.push(Action::Note(Note::FallbackSent { name: name.clone() }));
+            }
+        }
+    }
+
+    /// The resources, for whoever shows the state.
+    pub fn slots(&self) -> impl Iterator<Item = (&str, &Slot)> {
+        self.slots.iter().map(|(name, slot)| (name.as_str(), slot))
+    }
+
+    /// Whether a response waits for Envoy's answer.
+    pub fn awaits_envoy(&self) -> bool {
+        self.envoy.outstanding().is_some()
+    }
+
+    /// Takes in a resource; whether it can go to Envoy without a fetch and is news to it.
+    fn offered(&mut self, offer: Offer, now: Instant) -> bool {
+        let name = offer.name.clone();
+        let slot = self.slots.entry(name.clone()).or_default();
+        if !slot.is_news(&offer) {
+            // Control planes resend what has not changed; it restarts nothing. A bare heartbeat
+            // becomes a full resend.
+            if offer.is_heartbeat() {
+                self.envoy.force(&name);
+            }
+            return false;
+        }
+        self.generations += 1;
+        self.envoy.offered(&name);
+        slot.take(offer, self.generations, now, self.settings.hold);
+        let Some(offer) = &slot.offer else { return false };
+        let failure = match &offer.plan {
+            Plan::Untouched | Plan::Stripped(_) => return slot.deliver_as_is(),
+            Plan::Remote(remote) => match &remote.request {
+                Ok(request) => {
+                    slot.fetching = Fetching::Running;
+                    let request = Box::new(request.clone());
+                    self.actions.push(Action::Fetch { name, generation: self.generations, request });
+                    return false;
+                }
+                Err(invalid) => Failure {
+                    message: invalid.to_string(),
+                    label: "invalid_request",
+                    permanent: true,
+                    retry_after: None,
+                },
+            },
+        };
+        self.failed(&name, failure, now);
+        false
+    }
+
+    fn failed(&mut self, name: &str, failure: Failure, now: Instant) {
+        let Some(slot) = self.slots.get_mut(name) else { return };
+        let attempts = slot.failing.as_ref().map_or(0, |failing| failing.attempts);
+        let pause = if failure.permanent {
+            self.settings.retry_cap
+        } else {
+            let doubled = self.settings.retry_first.saturating_mul(1 << attempts.min(16));
+            let pause = self.jitter.spread(doubled.min(self.settings.retry_cap));
+            pause.max(failure.retry_after.unwrap_or_default())
+        };
+        let retry_in = slot.fails(failure.clone(), pause, now);
+        let serving = slot.serving();
+        let name = name.to_owned();
+        self.actions.push(Action::Note(Note::FetchFailed { name, failure, retry_in, serving }));
+    }
+
+    fn accepted(&mut self, sent: &envoy::Sent) {
+        for (name, hash) in &sent.carried {
+            if let Some(slot) = self.slots.get_mut(name) {
+                slot.accepted(*hash);
+            }
+        }
+    }
+
+    fn rejected(&mut self, sent: &envoy::Sent, reason: &str) {
+        let names: Vec<_> = sent.changed.iter().map(|(name, _)| name.clone()).collect();
+        // Envoy's text names no resource: one that came alone is the culprit, several are suspects
+        // and are tried one by one.
+        let alone = sent.changed.len() == 1;
+        for (name, hash) in &sent.changed {
+            if let Some(slot) = self.slots.get_mut(name) {
+                slot.rejected(*hash, alone);
+                if alone {
+                    self.control.rejected(name);
+                }
+            }
+        }
+        self.actions.push(Action::Note(Note::Rejected { names, reason: reason.to_owned() }));
+    }
+
+    /// Whether Envoy still owes a verdict on what was last offered under this name.
+    fn verdict_due(&self, name: &str) -> bool {
+        self.slots.get(name).is_some_and(Slot::awaits_verdict)
+    }
+
+    /// Answers the control plane's last response, unless that has been done.
+    fn answer(&mut self) {
+        let request = self.control.answer();
+        self.actions.extend(request.map(Action::Request));
+    }
+
+    /// Sends Envoy what is new for it. One response at a time: what becomes ready meanwhile goes
+    /// together in the next, so nothing queues up behind an Envoy that is slow to answer.
+    fn flush(&mut self, _now: Instant) {
+        if self.envoy.outstanding().is_some() {
+            return;
+        }
+        if let Some(response) = self.envoy.respond(&mut self.slots) {
+            self.actions.push(Action::Respond(response));
+        }
+    }
+}
+
+/// A small generator for spreading retries: quality does not matter, being without state outside
+/// the machine does.
+struct Jitter(u64);
+
+impl Jitter {
+    /// Between half of `pause` and all of it.
+    fn spread(&mut self, pause: Duration) -> Duration {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        let share = 50 + u32::try_from(self.0 % 51).unwrap_or(0);
+        pause * share / 100
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,320 @@
+//! What is known of one resource: what the control plane wants, what Envoy has, and what stands
+//! between the two.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use sha2::{Digest as _, Sha256};
+
+use super::{Failure, Serving};
+use crate::module::ModuleRequest;
+use crate::rewrite::Plan;
+
+/// Identifies what is sent to Envoy by its bytes: a resource is news when its hash is.
+pub type Hash = [u8; 16];
+
+/// One resource as the control plane offers it.
+#[derive(Debug)]
+pub struct Offer {
+    pub name: String,
+    /// Hash of all its bytes, so that a resend is told from a change.
+    pub source: Hash,
+    /// The TypedExtensionConfig as it came. None for a bare heartbeat.
+    pub body: Option<Bytes>,
+    pub plan: Plan,
+    pub wrapper: Wrapper,
+}
+
+impl Offer {
+    /// A heartbeat carries no resource.
+    pub fn is_heartbeat(&self) -> bool {
+        self.body.is_none()
+    }
+}
+
+/// What a resource comes wrapped in, and goes out in again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Wrapper {
+    /// State of the world: an Any.
+    Bare,
+    /// State of the world: an Any of a `discovery.v3.Resource`; its fields but `resource`.
+    Wrapped(Bytes),
+    /// Delta: the fields of the Resource but `name`, `version` and `resource`.
+    Delta(Bytes),
+}
+
+/// A form of the resource that can be sent to Envoy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Candidate {
+    pub hash: Hash,
+    /// TypedExtensionConfig.
+    pub body: Bytes,
+    pub wrapper: Wrapper,
+    pub fallback: bool,
+    generation: u64,
+}
+
+impl Candidate {
+    fn new(body: Bytes, wrapper: Wrapper, fallback: bool, generation: u64) -> Self {
+        let extra: &[u8] = match &wrapper {
+            Wrapper::Bare => &[],
+            Wrapper::Wrapped(rest) | Wrapper::Delta(rest) => rest,
+        };
+        Self { hash: hash(&[&body, extra]), body, wrapper, fallback, generation }
+    }
+}
+
+/// The first 16 bytes of the SHA-256 of the parts, each preceded by its length.
+pub fn hash(parts: &[&[u8]]) -> Hash {
+    let mut hasher = Sha256::new();
+    for part in parts {
+        hasher.update((part.len() as u64).to_be_bytes());
+        hasher.update(part);
+    }
+    let mut hash = Hash::default();
+    hash.copy_from_slice(&hasher.finalize()[..16]);
+    hash
+}
+
+/// Where the module is on its way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Fetching {
+    #[default]
+    Idle,
+    Running,
+    /// Failed; tried again at this time.
+    Waiting(Instant),
+}
+
+/// A fetch, or several in a row, failed.
+#[derive(Debug, Clone)]
+pub struct Failing {
+    pub since: Instant,
+    pub attempts: u32,
+    pub last: Failure,
+}
+
+/// One resource.
+#[derive(Debug, Default)]
+pub struct Slot {
+    /// Counts what the control plane offered under this name; a result for an older one is void.
+    pub generation: u64,
+    pub offer: Option<Offer>,
+    pub fetching: Fetching,
+    pub failing: Option<Failing>,
+    /// Envoy said on connecting that it holds this resource, so it gets no fallback.
+    pub envoy_holds: bool,
+    /// When the fallback is due, while there is nothing better.
+    fall_back_at: Option<Instant>,
+    /// A fetch that fails before this time is not yet a reason to fall back.
+    hold_until: Option<Instant>,
+    /// What Envoy ought to have.
+    candidate: Option<Candidate>,
+    /// The last config of the control plane's that Envoy accepted.
+    accepted: Option<Candidate>,
+    /// What the last response to Envoy carried.
+    sent: Option<Hash>,
+    /// Whether Envoy has judged what was sent.
+    judged: bool,
+    /// What Envoy rejected: never sent again.
+    rejected: Vec<Hash>,
+    /// Rejected among others: tried alone.
+    suspect: bool,
+}
+
+impl Slot {
+    /// Whether this differs from what was offered last.
+    pub fn is_news(&self, offer: &Offer) -> bool {
+        match &self.offer {
+            _ if offer.is_heartbeat() => false,
+            Some(known) => known.source != offer.source,
+            None => true,
+        }
+    }
+
+    /// Takes over an offer as the newest.
+    pub fn take(&mut self, offer: Offer, generation: u64, now: Instant, hold: Duration) {
+        self.generation = generation;
+        self.fetching = Fetching::Idle;
+        self.failing = None;
+        self.suspect = false;
+        self.rejected.clear();
+        let timeout = match &offer.plan {
+            Plan::Remote(remote) => remote.request.as_ref().ok().and_then(|request| request.timeout),
+            _ => None,
+        };
+        self.fall_back_at = match (&self.candidate, &offer.plan) {
+            // A download that takes long is no failure, unless the resource says how long is too long.
+            (None, _) => timeout.map(|timeout| now + timeout.max(hold)),
+            (Some(_), _) => None,
+        };
+        self.offer = Some(offer);
+        self.hold_until = Some(now + hold);
+    }
+
+    /// Makes the resource, or what is left of it without our keys, the candidate; whether that is
+    /// news for Envoy.
+    pub fn deliver_as_is(&mut self) -> bool {
+        let Some(offer) = &self.offer else { return false };
+        let body = match (&offer.plan, &offer.body) {
+            (Plan::Stripped(body), _) | (Plan::Untouched, Some(body)) => body.clone(),
+            _ => return false,
+        };
+        self.candidate = Some(Candidate::new(body, offer.wrapper.clone(), false, self.generation));
+        self.fall_back_at = None;
+        self.awaits_verdict()
+    }
+
+    /// The module is at `path`; whether a failure ended by that.
+    pub fn arrived(&mut self, path: &Path) -> Result<bool, Failure> {
+        let Some(Offer { plan: Plan::Remote(remote), wrapper, .. }) = &self.offer else { return Ok(false) };
+        let body = remote.with_local(path).map_err(|error| Failure {
+            message: error.to_string(),
+            label: "unusable_path",
+            permanent: true,
+            retry_after: None,
+        })?;
+        self.candidate = Some(Candidate::new(body, wrapper.clone(), false, self.generation));
+        self.fall_back_at = None;
+        Ok(self.failing.take().is_some())
+    }
+
+    /// A fetch failed; the pause until the next, where another try can help.
+    pub fn fails(&mut self, failure: Failure, pause: Duration, now: Instant) -> Option<Duration> {
+        let failing = self.failing.get_or_insert(Failing { since: now, attempts: 0, last: failure.clone() });
+        failing.attempts = failing.attempts.saturating_add(1);
+        failing.last = failure;
+        match &mut self.candidate {
+            None => {
+                let due = self.fall_back_at.into_iter().chain(self.hold_until).min();
+                self.fall_back_at = Some(due.map_or(now, |due| due.max(now)));
+            }
+            // The newer config may have another failure policy.
+            Some(candidate) if candidate.fallback => self.fall_back_at = Some(now),
+            Some(_) => {}
+        }
+        let retryable =
+            matches!(&self.offer, Some(Offer { plan: Plan::Remote(remote), .. }) if remote.request.is_ok());
+        self.fetching = if retryable { Fetching::Waiting(now + pause) } else { Fetching::Idle };
+        retryable.then_some(pause)
+    }
+
+    /// When something is due.
+    pub fn deadline(&self) -> Option<Instant> {
+        let retry = match self.fetching {
+            Fetching::Waiting(at) => Some(at),
+            Fetching::Idle | Fetching::Running => None,
+        };
+        retry.into_iter().chain(self.fall_back_at).min()
+    }
+
+    /// The request to try again with, once its time has come.
+    pub fn retry_due(&mut self, now: Instant) -> Option<ModuleRequest> {
+        let Fetching::Waiting(at) = self.fetching else { return None };
+        let Some(Offer { plan: Plan::Remote(remote), .. }) = &self.offer else { return None };
+        let request = remote.request.as_ref().ok().filter(|_| at <= now)?;
+        self.fetching = Fetching::Running;
+        Some(request.clone())
+    }
+
+    /// Makes the failure policy's filter the candidate once that is due; whether it did.
+    pub fn fall_back_if_due(&mut self, now: Instant) -> bool {
+        if !self.fall_back_at.is_some_and(|at| at <= now) {
+            return false;
+        }
+        self.fall_back_at = None;
+        let usable = self.candidate.as_ref().is_some_and(|candidate| !candidate.fallback);
+        if usable || self.envoy_holds {
+            return false;
+        }
+        let fallback = self.fallback();
+        let changed = fallback.is_some() && fallback != self.candidate;
+        if changed {
+            self.candidate = fallback;
+        }
+        changed
+    }
+
+    fn fallback(&self) -> Option<Candidate> {
+        let Some(Offer { plan: Plan::Remote(remote), wrapper, .. }) = &self.offer else { return None };
+        let candidate = Candidate::new(remote.fallback(), wrapper.clone(), true, self.generation);
+        (!self.rejected.contains(&candidate.hash)).then_some(candidate)
+    }
+
+    /// What Envoy is to have now. A suspect stands back for the last accepted one unless it is its
+    /// turn to be tried.
+    pub fn presentable(&self, trial: bool) -> Option<Candidate> {
+        let candidate = self.candidate.as_ref()?;
+        let stands_back = self.suspect && !trial;
+        if !stands_back && !self.rejected.contains(&candidate.hash) {
+            return Some(candidate.clone());
+        }
+        // An accepted config repairs what a rejected one left behind in Envoy, and where there is
+        // none, the fallback does.
+        match &self.accepted {
+            Some(accepted) => Some(accepted.clone()),
+            None if self.envoy_holds => None,
+            None => self.fallback(),
+        }
+    }
+
+    pub fn is_suspect(&self) -> bool {
+        self.suspect
+    }
+
+    pub fn sent(&self) -> Option<Hash> {
+        self.sent
+    }
+
+    /// A response that carries this went out.
+    pub fn mark_sent(&mut self, hash: Hash) {
+        self.judged = self.judged && self.sent == Some(hash);
+        self.sent = Some(hash);
+    }
+
+    /// Whether what Envoy ought to have has not been judged by it.
+    pub fn awaits_verdict(&self) -> bool {
+        self.candidate.as_ref().is_some_and(|candidate| {
+            let undecided = !self.rejected.contains(&candidate.hash);
+            undecided && !(self.judged && self.sent == Some(candidate.hash))
+        })
+    }
+
+    /// Envoy accepted a response that carried this.
+    pub fn accepted(&mut self, hash: Hash) {
+        if self.sent == Some(hash) {
+            self.judged = true;
+        }
+        if let Some(candidate) = self.candidate.as_ref().filter(|candidate| candidate.hash == hash) {
+            self.suspect = false;
+            if !candidate.fallback {
+                self.accepted = Some(candidate.clone());
+            }
+        }
+    }
+
+    /// Envoy rejected a response in which this was new, `alone` or among others.
+    pub fn rejected(&mut self, hash: Hash, alone: bool) {
+        self.sent = None;
+        self.judged = false;
+        if alone {
+            self.suspect = false;
+            self.rejected.push(hash);
+        } else if self.candidate.as_ref().is_some_and(|candidate| candidate.hash == hash) {
+            self.suspect = true;
+        }
+    }
+
+    /// What Envoy runs, as far as it has been told.
+    pub fn serving(&self) -> Serving {
+        match (&self.candidate, self.presentable(false)) {
+            (_, None) => Serving::Nothing,
+            (_, Some(shown)) if shown.fallback => Serving::Fallback,
+            (Some(candidate), Some(shown)) if shown.hash == candidate.hash => {
+                if candidate.generation == self.generation { Serving::Current } else { Serving::LastGood }
+            }
+            _ => Serving::LastGood,
+        }
+    }
+}

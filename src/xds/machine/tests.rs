@@ -1,0 +1,566 @@
+//! The machine against scripts, and against a model of Envoy (`model`).
+
+mod model;
+
+use std::path::Path;
+
+use super::*;
+use crate::protobuf::messages::{Any, Resource, TypedExtensionConfig};
+use crate::protobuf::{type_url, wire};
+use crate::rewrite;
+
+use super::slot::{Wrapper, hash};
+
+/// A Wasm filter whose code is at `url`.
+fn filter(name: &str, url: &str, open: bool) -> Bytes {
+    let mut out = Vec::new();
+    wire::put_string(&mut out, 1, name);
+    wire::put_message(&mut out, 2, |any| {
+        wire::put_string(any, 1, type_url::HTTP_WASM);
+        wire::put_message(any, 2, |wasm| {
+            wire::put_message(wasm, 1, |plugin| {
+                wire::put_message(plugin, 3, |vm| {
+                    wire::put_message(vm, 3, |code| {
+                        wire::put_message(code, 2, |remote| {
+                            wire::put_message(remote, 1, |uri| wire::put_string(uri, 1, url));
+                        });
+                    });
+                });
+                wire::put_varint(plugin, 5, open.into());
+            });
+        });
+    });
+    out.into()
+}
+
+/// A filter that is not Wasm.
+fn plain(name: &str, text: &str) -> Bytes {
+    let mut out = Vec::new();
+    wire::put_string(&mut out, 1, name);
+    wire::put_message(&mut out, 2, |any| {
+        wire::put_string(any, 1, type_url::STRING_VALUE);
+        wire::put_message(any, 2, |value| wire::put_string(value, 1, text));
+    });
+    out.into()
+}
+
+fn offer(variant: Variant, body: &Bytes) -> Offer {
+    Offer {
+        name: TypedExtensionConfig::decode(body).unwrap().name.to_owned(),
+        source: hash(&[body]),
+        plan: rewrite::plan(type_url::EXTENSION_CONFIG, body).unwrap(),
+        body: Some(body.clone()),
+        wrapper: match variant {
+            Variant::StateOfTheWorld => Wrapper::Bare,
+            Variant::Delta => Wrapper::Delta(Bytes::new()),
+        },
+    }
+}
+
+/// The extension configs in a response, by name.
+fn configs(variant: Variant, response: &EnvoyResponse) -> BTreeMap<String, Bytes> {
+    let decode = |bytes: &Bytes| {
+        let any = match variant {
+            Variant::StateOfTheWorld => Any::decode(bytes).unwrap(),
+            Variant::Delta => {
+                let resource = Resource::decode(bytes).unwrap();
+                assert!(!resource.name.is_empty() && !resource.version.is_empty());
+                resource.resource.unwrap()
+            }
+        };
+        let config = TypedExtensionConfig::decode(any.value).unwrap();
+        (config.name.to_owned(), Bytes::copy_from_slice(any.value))
+    };
+    response.resources.iter().map(decode).collect()
+}
+
+fn is_fallback(config: &Bytes) -> bool {
+    TypedExtensionConfig::decode(config).unwrap().typed_config.unwrap().type_url == type_url::HTTP_RBAC
+}
+
+fn holds(config: &Bytes, path: &str) -> bool {
+    config.windows(path.len()).any(|window| window == path.as_bytes())
+}
+
+/// A machine, its clock, and an Envoy and a control plane that say what they are told to.
+struct Bench {
+    variant: Variant,
+    machine: Machine,
+    now: Instant,
+    responses: Vec<EnvoyResponse>,
+    requests: Vec<ControlRequest>,
+    fetches: Vec<(String, u64)>,
+    notes: Vec<Note>,
+    names: BTreeSet<String>,
+    sent: u64,
+    /// The nonce of Envoy's last answer.
+    answered: String,
+}
+
+const BOTH: [Variant; 2] = [Variant::StateOfTheWorld, Variant::Delta];
+
+impl Bench {
+    fn new(variant: Variant, names: &[&str]) -> Self {
+        let mut bench = Self {
+            variant,
+            machine: Machine::new(variant, Settings::default(), 7),
+            now: Instant::now(),
+            responses: Vec::new(),
+            requests: Vec::new(),
+            fetches: Vec::new(),
+            notes: Vec::new(),
+            names: BTreeSet::new(),
+            sent: 0,
+            answered: String::new(),
+        };
+        bench.subscribe(names, &[]);
+        bench
+    }
+
+    fn act(&mut self) {
+        for action in self.machine.actions(self.now) {
+            match action {
+                Action::Respond(response) => {
+                    let asked = configs(self.variant, &response).into_keys().all(|n| self.names.contains(&n));
+                    assert!(asked, "only what was asked for is sent");
+                    self.responses.push(response);
+                }
+                Action::Request(request) => self.requests.push(request),
+                Action::Fetch { name, generation, .. } => self.fetches.push((name, generation)),
+                Action::Note(note) => self.notes.push(note),
+            }
+        }
+    }
+
+    fn envoy(&mut self, nonce: &str, error: Option<&str>, add: &[&str], drop: &[&str]) {
+        let set = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<_>>();
+        self.names.extend(set(add));
+        self.names.retain(|name| !drop.contains(&name.as_str()));
+        let names = match self.variant {
+            Variant::StateOfTheWorld => Names::All(self.names.clone()),
+            Variant::Delta => {
+                Names::Change { subscribe: set(add), unsubscribe: set(drop), held: BTreeSet::new() }
+            }
+        };
+        let request = EnvoyRequest { nonce: nonce.to_owned(), error: error.map(str::to_owned), names };
+        self.machine.on_envoy(request, self.now);
+        self.act();
+    }
+
+    fn subscribe(&mut self, add: &[&str], drop: &[&str]) {
+        // State of the world carries the nonce of what Envoy answered last.
+        let nonce = match self.variant {
+            Variant::StateOfTheWorld => self.answered.clone(),
+            Variant::Delta => String::new(),
+        };
+        self.envoy(&nonce, None, add, drop);
+    }
+
+    fn answer(&mut self, error: Option<&str>) {
+        self.answered = self.responses.last().expect("something to answer").nonce.clone();
+        self.envoy(&self.answered.clone(), error, &[], &[]);
+    }
+
+    fn ack(&mut self) {
+        self.answer(None);
+    }
+
+    fn nack(&mut self, reason: &str) {
+        self.answer(Some(reason));
+    }
+
+    fn control(&mut self, offers: &[Bytes], removed: &[&str]) {
+        self.sent += 1;
+        let response = ControlResponse {
+            version: format!("v{}", self.sent),
+            nonce: format!("n{}", self.sent),
+            offers: offers.iter().map(|body| offer(self.variant, body)).collect(),
+            malformed: Vec::new(),
+            removed: removed.iter().map(|name| (*name).to_owned()).collect(),
+        };
+        self.machine.on_control(response, self.now);
+        self.act();
+    }
+
+    fn arrives(&mut self, fetch: usize, path: &str) {
+        let (name, generation) = self.fetches[fetch].clone();
+        self.machine.fetched(&name, generation, Ok(Path::new(path)), self.now);
+        self.act();
+    }
+
+    fn fails(&mut self, fetch: usize) {
+        let (name, generation) = self.fetches[fetch].clone();
+        let failure = Failure {
+            message: "registry down".into(),
+            label: "connect",
+            permanent: false,
+            retry_after: None,
+        };
+        self.machine.fetched(&name, generation, Err(failure), self.now);
+        self.act();
+    }
+
+    fn passes(&mut self, time: Duration) {
+        let end = self.now + time;
+        while let Some(deadline) = self.machine.deadline().filter(|deadline| *deadline <= end) {
+            self.now = deadline.max(self.now);
+            self.machine.tick(self.now);
+            self.act();
+        }
+        self.now = end;
+    }
+
+    /// What the last response carries.
+    fn last(&self) -> BTreeMap<String, Bytes> {
+        configs(self.variant, self.responses.last().expect("a response"))
+    }
+
+    fn serving(&self, name: &str) -> Serving {
+        self.machine
+            .slots()
+            .find(|(slot, _)| *slot == name)
+            .map_or(Serving::Nothing, |(_, slot)| slot.serving())
+    }
+}
+
+#[test]
+fn an_empty_first_request_goes_no_further() {
+    for variant in BOTH {
+        let mut bench = Bench::new(variant, &[]);
+        assert_eq!(bench.requests, []);
+        bench.control(&[plain("a", "unasked")], &[]);
+        assert_eq!(
+            (bench.requests.len(), bench.responses.len()),
+            (0, 0),
+            "unasked is neither sent nor answered"
+        );
+        bench.subscribe(&["a"], &[]);
+        assert_eq!(bench.requests.last().unwrap().nonce, "n1", "answered once Envoy has asked");
+    }
+}
+
+#[test]
+fn versions_and_nonces_of_one_side_are_never_shown_to_the_other() {
+    for variant in BOTH {
+        let mut bench = Bench::new(variant, &["a"]);
+        assert_eq!((bench.requests[0].version.as_str(), bench.requests[0].nonce.as_str()), ("", ""));
+        bench.control(&[plain("a", "1")], &[]);
+        let response = bench.responses[0].clone();
+        assert!(response.version != "v1" && response.nonce != "n1");
+        bench.ack();
+        let answer = bench.requests.last().unwrap();
+        assert_eq!((answer.nonce.as_str(), &answer.error), ("n1", &None));
+        if variant == Variant::StateOfTheWorld {
+            assert_eq!(
+                (answer.version.as_str(), answer.names.as_slice()),
+                ("v1", ["a".to_owned()].as_slice())
+            );
+        }
+    }
+}
+
+#[test]
+fn a_module_is_delivered_when_it_arrives() {
+    for variant in BOTH {
+        let mut bench = Bench::new(variant, &["a"]);
+        bench.control(&[filter("a", "oci://r.io/a:1", false)], &[]);
+        assert_eq!((bench.fetches.len(), bench.responses.len()), (1, 0));
+        assert_eq!(bench.requests.last().unwrap().nonce, "n1", "answered without waiting for the fetch");
+        bench.arrives(0, "/store/one.wasm");
+        assert!(holds(&bench.last()["a"], "/store/one.wasm"));
+        assert_eq!(bench.serving("a"), Serving::Current);
+    }
+}
+
+#[test]
+fn a_late_download_never_replaces_a_newer_config() {
+    for variant in BOTH {
+        let mut bench = Bench::new(variant, &["a"]);
+        bench.control(&[filter("a", "oci://r.io/a:1", false)], &[]);
+        bench.control(&[filter("a", "oci://r.io/a:2", false)], &[]);
+        bench.arrives(1, "/store/two.wasm");
+        bench.ack();
+        bench.arrives(0, "/store/one.wasm");
+        assert_eq!(bench.responses.len(), 1);
+        assert!(holds(&bench.last()["a"], "/store/two.wasm"));
+    }
+}
+
+#[test]
+fn a_late_download_never_undoes_a_removal() {
+    let mut bench = Bench::new(Variant::Delta, &["a"]);
+    bench.control(&[filter("a", "oci://r.io/a:1", false)], &[]);
+    bench.control(&[], &["a"]);
+    assert_eq!(bench.responses.last().unwrap().removed, ["a"]);
+    bench.ack();
+    bench.arrives(0, "/store/one.wasm");
+    assert_eq!(bench.responses.len(), 1);
+}
+
+#[test]
+fn a_removal_is_forwarded_for_a_name_that_was_never_held_and_void_once_it_is_offered_again() {
+    let mut bench = Bench::new(Variant::Delta, &["a", "b"]);
+    bench.control(&[], &["a"]);
+    assert_eq!(bench.responses.last().unwrap().removed, ["a"]);
+    bench.control(&[], &["b"]);
+    bench.control(&[plain("b", "back")], &[]);
+    bench.ack();
+    let response = bench.responses.last().unwrap();
+    assert_eq!((response.removed.len(), response.resources.len()), (0, 1));
+}
+
+#[test]
+fn a_resend_with_equal_bytes_restarts_nothing() {
+    for variant in BOTH {
+        let mut bench = Bench::new(variant, &["a"]);
+        let config = filter("a", "oci://r.io/a:1", false);
+        bench.control(&[config.clone()], &[]);
+        bench.fails(0);
+        let due = bench.machine.deadline();
+        bench.control(&[config.clone()], &[]);
+        assert_eq!((bench.fetches.len(), bench.machine.deadline()), (1, due));
+        bench.passes(Duration::from_secs(2));
+        bench.arrives(1, "/store/one.wasm");
+        bench.ack();
+        let responses = bench.responses.len();
+        bench.control(&[config], &[]);
+        assert_eq!((bench.responses.len(), bench.fetches.len()), (responses, 2));
+        assert_eq!(bench.requests.last().unwrap().nonce, "n3", "every response is answered");
+    }
+}
+
+#[test]
+fn nobody_waits_for_a_neighbour() {
+    for variant in BOTH {
+        let mut bench = Bench::new(variant, &["slow", "quick", "plain"]);
+        bench.control(
+            &[
+                filter("slow", "oci://r.io/s:1", false),
+                filter("quick", "oci://r.io/q:1", false),
+                plain("plain", "1"),
+            ],
+            &[],
+        );
+        assert_eq!(bench.last().len(), 1);
+        bench.ack();
+        bench.arrives(1, "/store/quick.wasm");
+        bench.ack();
+        bench.arrives(0, "/store/slow.wasm");
+        let carried: Vec<_> = bench.last().into_keys().collect();
+        match variant {
+            Variant::StateOfTheWorld => assert_eq!(carried, ["plain", "quick", "slow"], "all that is held"),
+            Variant::Delta => assert_eq!(carried, ["slow"], "each by itself"),
+        }
+    }
+}
+
+#[test]
+fn a_failed_update_leaves_the_last_good_and_is_retried_until_it_arrives() {
+    for variant in BOTH {
+        let mut bench = Bench::new(variant, &["a"]);
+        bench.control(&[filter("a", "oci://r.io/a:1", false)], &[]);
+        bench.arrives(0, "/store/one.wasm");
+        bench.ack();
+        bench.control(&[filter("a", "oci://r.io/a:2", false)], &[]);
+        for attempt in 1..8 {
+            bench.fails(attempt);
+            bench.passes(Duration::from_secs(60));
+            assert_eq!(bench.fetches.len(), attempt + 2, "tried again within the cap");
+        }
+        assert_eq!((bench.responses.len(), bench.serving("a")), (1, Serving::LastGood));
+        bench.arrives(8, "/store/two.wasm");
+        assert!(holds(&bench.last()["a"], "/store/two.wasm"), "sent without anyone asking");
+        assert!(bench.notes.contains(&Note::Recovered { name: "a".into() }));
+    }
+}
+
+#[test]
+fn without_a_predecessor_the_failure_policy_decides_after_a_failure_and_the_hold() {
+    for variant in BOTH {
+        for open in [false, true] {
+            let mut bench = Bench::new(variant, &["a"]);
+            bench.control(&[filter("a", "oci://r.io/a:1", open)], &[]);
+            bench.passes(Duration::from_secs(4));
+            bench.fails(0);
+            assert!(bench.responses.is_empty(), "held");
+            bench.passes(Duration::from_secs(1));
+            let fallback = bench.last()["a"].clone();
+            assert!(is_fallback(&fallback));
+            assert!(holds(&fallback, if open { "wasm-default-allow" } else { "wasm-default-deny" }));
+            assert_eq!(bench.serving("a"), Serving::Fallback);
+            bench.ack();
+            bench.arrives(1, "/store/one.wasm");
+            assert!(holds(&bench.last()["a"], "/store/one.wasm"));
+        }
+    }
+}
+
+#[test]
+fn a_download_in_progress_is_no_failure() {
+    let mut bench = Bench::new(Variant::Delta, &["a"]);
+    bench.control(&[filter("a", "oci://r.io/a:1", false)], &[]);
+    // Only the resource's own time-out would say that it takes too long, and this one has none.
+    bench.passes(Duration::from_secs(100));
+    assert!(bench.responses.is_empty());
+    bench.arrives(0, "/store/one.wasm");
+    assert!(!is_fallback(&bench.last()["a"]));
+}
+
+#[test]
+fn a_malformed_resource_is_nacked_by_name_and_its_neighbours_are_delivered() {
+    for variant in BOTH {
+        let mut bench = Bench::new(variant, &["a", "b"]);
+        let response = ControlResponse {
+            version: "v1".into(),
+            nonce: "n1".into(),
+            offers: vec![offer(variant, &plain("a", "1"))],
+            malformed: vec![("b".into(), "it is broken".into())],
+            removed: Vec::new(),
+        };
+        bench.machine.on_control(response, bench.now);
+        bench.act();
+        assert_eq!(bench.last().into_keys().collect::<Vec<_>>(), ["a"]);
+        let nack = bench.requests.last().unwrap();
+        assert_eq!((nack.nonce.as_str(), nack.version.as_str()), ("n1", ""));
+        assert_eq!(nack.error.as_deref(), Some("resource \"b\": it is broken"));
+    }
+}
+
+#[test]
+fn what_envoy_rejects_gives_way_to_the_last_accepted_and_is_not_sent_again() {
+    for variant in BOTH {
+        let mut bench = Bench::new(variant, &["a"]);
+        bench.control(&[plain("a", "good")], &[]);
+        bench.ack();
+        bench.control(&[plain("a", "bad")], &[]);
+        bench.nack("no such thing");
+        assert!(holds(&bench.last()["a"], "good"));
+        assert!(bench.requests.last().unwrap().error.as_deref().unwrap().contains("\"a\""));
+        bench.ack();
+        let responses = bench.responses.len();
+        bench.control(&[plain("a", "bad")], &[]);
+        assert_eq!(bench.responses.len(), responses);
+        bench.control(&[plain("a", "better")], &[]);
+        assert!(holds(&bench.last()["a"], "better"));
+    }
+}
+
+#[test]
+fn several_rejected_together_are_tried_alone_after_the_last_accepted() {
+    let mut bench = Bench::new(Variant::StateOfTheWorld, &["a", "b", "c"]);
+    let old = [plain("a", "old"), plain("b", "old"), plain("c", "old")];
+    bench.control(&old, &[]);
+    bench.ack();
+    bench.control(&[plain("a", "new"), plain("b", "bad"), plain("c", "new")], &[]);
+    bench.nack("one of them");
+    assert!(bench.last().values().all(|config| holds(config, "old")), "first what Envoy accepted");
+    for _ in 0..6 {
+        let bad = holds(&bench.last()["b"], "bad");
+        if bad {
+            assert!(!holds(&bench.last()["c"], "new"), "alone");
+            bench.nack("that one");
+        } else {
+            bench.ack();
+        }
+        if !bench.machine.awaits_envoy() {
+            break;
+        }
+    }
+    let last = bench.last();
+    assert!(holds(&last["a"], "new") && holds(&last["b"], "old") && holds(&last["c"], "new"));
+}
+
+#[test]
+fn a_duplicate_of_the_last_ack_is_answered_from_what_is_held() {
+    let mut bench = Bench::new(Variant::StateOfTheWorld, &["a"]);
+    bench.control(&[plain("a", "1")], &[]);
+    bench.ack();
+    let requests = bench.requests.len();
+    bench.ack();
+    assert_eq!((bench.responses.len(), bench.requests.len()), (2, requests));
+    assert_eq!(bench.responses[0].resources, bench.responses[1].resources);
+    let mut bench = Bench::new(Variant::Delta, &["a"]);
+    bench.control(&[plain("a", "1")], &[]);
+    bench.ack();
+    bench.subscribe(&["a"], &[]);
+    assert_eq!(bench.responses[0].resources, bench.responses[1].resources);
+}
+
+#[test]
+fn envoys_verdict_goes_up_and_silence_is_an_ack_after_a_second() {
+    for variant in BOTH {
+        let mut bench = Bench::new(variant, &["a"]);
+        bench.control(&[plain("a", "1")], &[]);
+        assert_eq!(bench.requests.len(), 1, "Envoy has not said");
+        bench.passes(Duration::from_secs(1));
+        assert_eq!((bench.requests.len(), bench.requests[1].error.as_ref()), (2, None));
+        bench.nack("too late to tell");
+        assert_eq!(bench.requests.len(), 2, "answered once");
+    }
+}
+
+#[test]
+fn a_subscription_change_follows_the_answer_that_is_due() {
+    for variant in BOTH {
+        let mut bench = Bench::new(variant, &["a"]);
+        bench.control(&[plain("a", "1")], &[]);
+        bench.subscribe(&["b"], &[]);
+        let [_, answer, change] = bench.requests.as_slice() else { panic!("{:?}", bench.requests) };
+        assert_eq!(answer.nonce, "n1");
+        match variant {
+            Variant::StateOfTheWorld => {
+                assert_eq!((answer.names.len(), change.names.len()), (1, 2));
+                assert_eq!((change.nonce.as_str(), change.version.as_str()), ("n1", "v1"));
+            }
+            Variant::Delta => {
+                assert_eq!(
+                    (answer.subscribe.len(), change.subscribe.as_slice()),
+                    (0, ["b".to_owned()].as_slice())
+                );
+                assert_eq!(change.nonce, "");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_name_that_envoy_holds_gets_no_fallback() {
+    let mut bench = Bench::new(Variant::Delta, &[]);
+    let names = Names::Change {
+        subscribe: ["a".to_owned()].into(),
+        unsubscribe: BTreeSet::new(),
+        held: ["a".to_owned(), "gone".to_owned()].into(),
+    };
+    bench.machine = Machine::new(Variant::Delta, Settings::default(), 7);
+    bench.machine.on_envoy(EnvoyRequest { names, ..EnvoyRequest::default() }, bench.now);
+    bench.act();
+    assert_eq!(bench.requests.last().unwrap().initial, ["a"], "with an empty version, so all is resent");
+    bench.control(&[filter("a", "oci://r.io/a:1", false)], &[]);
+    bench.fails(0);
+    bench.passes(Duration::from_secs(30));
+    assert!(bench.responses.is_empty());
+}
+
+#[test]
+fn the_same_config_has_the_same_bytes_and_version_after_a_restart() {
+    for variant in BOTH {
+        let run = || {
+            let mut bench = Bench::new(variant, &["a"]);
+            bench.control(&[filter("a", "oci://r.io/a:1", false)], &[]);
+            bench.arrives(0, "/store/one.wasm");
+            bench.responses[0].clone()
+        };
+        let (first, second) = (run(), run());
+        assert_eq!((first.resources, first.version), (second.resources, second.version));
+    }
+}
+
+#[test]
+fn a_bad_reference_is_a_failure_and_no_reason_to_nack() {
+    let mut bench = Bench::new(Variant::Delta, &["a"]);
+    bench.control(&[filter("a", "ftp://r.io/a", true)], &[]);
+    bench.passes(Duration::from_secs(5));
+    assert!(is_fallback(&bench.last()["a"]));
+    assert_eq!(bench.requests.last().unwrap().error, None);
+    assert!(bench.fetches.is_empty());
+}

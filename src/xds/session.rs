@@ -1,0 +1,534 @@
+//! One stream of one Envoy and its stream upstream. A single task reads both and never waits to
+//! write: what is to be written goes into bounded outboxes that the connections drain.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::{HeaderMap, Response, StatusCode};
+use hyper::body::Incoming as HyperBody;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tonic::{Code, Status};
+
+use super::budget::Budget;
+use super::frame::{FrameError, Incoming, Message, Messages};
+use super::intercept::{self, INTERCEPTED};
+use super::machine::{Action, Failure, Machine, Note, Settings, Variant};
+use super::outbox::{Outbox, OutboxBody, Overflow, outbox};
+use super::state::{Entry, ResourceState, States, StreamState};
+use crate::clock::Clock;
+use crate::metrics::{MessageLabels, Metrics, result};
+use crate::module::Module;
+use crate::protobuf::{WireError, messages};
+use crate::resolve::{ResolveError, Resolver};
+use crate::upstream::Upstream;
+use crate::upstream::directory::serve;
+use crate::upstream::directory::Snapshot;
+
+/// The largest message that the control plane may send, in bytes.
+pub const CONTROL_PLANE_LIMIT: usize = 256 * 1024 * 1024;
+/// The largest message that an Envoy may send, in bytes.
+pub const ENVOY_LIMIT: usize = 16 * 1024 * 1024;
+/// How long the control plane may take to end its side after Envoy ended its own.
+const HALF_CLOSED_LIMIT: Duration = Duration::from_secs(10);
+
+/// What all sessions share.
+pub struct Shared {
+    pub upstream: Upstream,
+    pub resolver: Resolver,
+    pub settings: watch::Receiver<RelaySettings>,
+    pub budget: Budget,
+    pub clock: Clock,
+    pub metrics: Metrics,
+    pub states: States,
+    /// Cancelled when the agent drains.
+    pub shutdown: CancellationToken,
+}
+
+/// What can change while streams are open; each new stream takes what is set then.
+#[derive(Debug, Clone)]
+pub struct RelaySettings {
+    /// Bytes that may wait for a peer that does not read.
+    pub queue_bytes: usize,
+    pub machine: Settings,
+}
+
+/// Why a stream ends, where no peer said so itself.
+#[derive(Debug, thiserror::Error)]
+enum End {
+    #[error("the control plane ended the stream")]
+    ControlPlane(Option<HeaderMap>),
+    #[error("Envoy ended the stream")]
+    Envoy,
+    #[error("Envoy's stream broke: {0}")]
+    FromEnvoy(FrameError),
+    #[error("the control plane's stream broke: {0}")]
+    FromControlPlane(FrameError),
+    #[error("cannot reach the control plane: {0}")]
+    Unreachable(String),
+    #[error("Envoy sent a malformed message: {0}")]
+    MalformedRequest(WireError),
+    #[error("the control plane sent a malformed message: {0}")]
+    MalformedResponse(WireError),
+    #[error("Envoy is too slow: {0}")]
+    EnvoyStalled(Overflow),
+    #[error("the control plane is too slow: {0}")]
+    ControlPlaneStalled(Overflow),
+    #[error("the agent is shutting down")]
+    Shutdown,
+}
+
+impl End {
+    fn label(&self) -> &'static str {
+        match self {
+            End::ControlPlane(_) => "control_plane",
+            End::Envoy => "envoy",
+            End::FromEnvoy(_) => "envoy_broken",
+            End::FromControlPlane(_) => "control_plane_broken",
+            End::Unreachable(_) => "control_plane_unreachable",
+            End::MalformedRequest(_) => "malformed_request",
+            End::MalformedResponse(_) => "malformed_response",
+            End::EnvoyStalled(_) => "envoy_stalled",
+            End::ControlPlaneStalled(_) => "control_plane_stalled",
+            End::Shutdown => "shutdown",
+        }
+    }
+
+    /// The trailers that Envoy gets: the control plane's own where it sent some.
+    fn trailers(self) -> HeaderMap {
+        let code = match &self {
+            End::ControlPlane(Some(trailers)) if trailers.contains_key(Status::GRPC_STATUS) => {
+                return trailers.clone();
+            }
+            End::Envoy => Code::Ok,
+            End::MalformedRequest(_) | End::FromEnvoy(_) => Code::InvalidArgument,
+            End::MalformedResponse(_) => Code::Internal,
+            End::EnvoyStalled(_) | End::ControlPlaneStalled(_) => Code::ResourceExhausted,
+            End::FromControlPlane(FrameError::TooLarge { .. }) => Code::ResourceExhausted,
+            End::ControlPlane(_) | End::FromControlPlane(_) | End::Unreachable(_) | End::Shutdown => {
+                Code::Unavailable
+            }
+        };
+        let mut trailers = HeaderMap::new();
+        // A status of ours always fits into headers.
+        let _ = Status::new(code, self.to_string()).add_header(&mut trailers);
+        trailers
+    }
+}
+
+type Opening = Pin<Box<dyn Future<Output = Result<Response<tonic::body::Body>, String>> + Send>>;
+
+/// The upstream side of a stream.
+enum Control {
+    /// A control plane over gRPC.
+    Grpc { outbox: Outbox, stream: GrpcStream },
+    /// The directory of plugin files, which answers in this task.
+    Directory { session: serve::Session, snapshots: watch::Receiver<Arc<Snapshot>>, answers: VecDeque<Bytes> },
+    /// Envoy has ended its side; what still comes is read.
+    HalfClosed { stream: GrpcStream },
+}
+
+enum GrpcStream {
+    Opening(Opening),
+    Open(Box<Messages<tonic::body::Body>>),
+}
+
+/// What is needed to read a control plane's stream.
+struct ReadWith {
+    budget: Budget,
+    clock: Clock,
+}
+
+impl GrpcStream {
+    /// Cancel safe: an opening that is interrupted is continued by the next call.
+    async fn next(&mut self, with: &ReadWith) -> Result<Message, End> {
+        loop {
+            match self {
+                GrpcStream::Opening(opening) => {
+                    let response = opening.await.map_err(End::Unreachable)?;
+                    if response.status() != StatusCode::OK {
+                        let reason = format!("it answered with HTTP status {}", response.status());
+                        return Err(End::Unreachable(reason));
+                    }
+                    if response.headers().contains_key(Status::GRPC_STATUS) {
+                        return Err(End::ControlPlane(Some(trailers_only(response.headers()))));
+                    }
+                    let body = response.into_body();
+                    let (budget, clock) = (with.budget.clone(), with.clock.clone());
+                    let messages = Messages::new(body, CONTROL_PLANE_LIMIT, budget, clock);
+                    *self = GrpcStream::Open(Box::new(messages));
+                }
+                GrpcStream::Open(messages) => {
+                    return match messages.next().await.map_err(End::FromControlPlane)? {
+                        Incoming::Message(message) => Ok(message),
+                        Incoming::End(trailers) => Err(End::ControlPlane(trailers)),
+                    };
+                }
+            }
+        }
+    }
+}
+
+/// A response of headers alone carries in them what trailers would.
+fn trailers_only(headers: &HeaderMap) -> HeaderMap {
+    let mut trailers = headers.clone();
+    trailers.remove(http::header::CONTENT_TYPE);
+    trailers.remove(http::header::CONTENT_LENGTH);
+    trailers
+}
+
+impl Control {
+    fn open(shared: &Shared, variant: Variant, path: &'static str, metadata: HeaderMap, limit: usize) -> Self {
+        match &shared.upstream {
+            Upstream::Grpc(plane) => {
+                let (outbox, body) = outbox(limit);
+                let opening = plane.clone().open(path, metadata, body);
+                let opening = async move { opening.await.map_err(|error| error.to_string()) };
+                Control::Grpc { outbox, stream: GrpcStream::Opening(Box::pin(opening)) }
+            }
+            Upstream::Directory(folder) => Control::Directory {
+                session: serve::Session::new(match variant {
+                    Variant::StateOfTheWorld => serve::Variant::SotW,
+                    Variant::Delta => serve::Variant::Delta,
+                }),
+                snapshots: folder.snapshots(),
+                answers: VecDeque::new(),
+            },
+        }
+    }
+
+    /// Sends a message upstream. Never waits.
+    fn send(&mut self, message: Message) -> Result<(), End> {
+        match self {
+            Control::Grpc { outbox, .. } => outbox.push(message).map_err(End::ControlPlaneStalled),
+            Control::Directory { session, snapshots, answers } => {
+                let snapshot = snapshots.borrow().clone();
+                let answer =
+                    session.on_request(&message.bytes, &snapshot).map_err(End::MalformedRequest)?;
+                answers.extend(answer);
+                Ok(())
+            }
+            Control::HalfClosed { .. } => Ok(()),
+        }
+    }
+
+    /// The next message from upstream. Cancel safe.
+    async fn next(&mut self, with: &ReadWith) -> Result<Message, End> {
+        match self {
+            Control::Grpc { stream, .. } | Control::HalfClosed { stream } => stream.next(with).await,
+            Control::Directory { session, snapshots, answers } => loop {
+                if let Some(answer) = answers.pop_front() {
+                    return Ok(Message::own(answer));
+                }
+                if snapshots.changed().await.is_err() {
+                    return Err(End::Shutdown);
+                }
+                let snapshot = snapshots.borrow_and_update().clone();
+                answers.extend(session.on_snapshot(&snapshot));
+            },
+        }
+    }
+
+    /// Envoy has ended its side: so do we.
+    fn half_close(self) -> Result<Self, End> {
+        match self {
+            Control::Grpc { outbox, stream } => {
+                outbox.finish(None);
+                Ok(Control::HalfClosed { stream })
+            }
+            Control::Directory { .. } | Control::HalfClosed { .. } => Err(End::Envoy),
+        }
+    }
+}
+
+type Fetched = (String, u64, Result<Module, Arc<ResolveError>>);
+
+/// A running stream.
+struct Session {
+    variant: Variant,
+    listener: Arc<str>,
+    shared: Arc<Shared>,
+    machine: Machine,
+    to_envoy: Outbox,
+    fetches: JoinSet<Fetched>,
+    entry: Entry,
+    /// Envoy's node as it sent it, until the control plane has it.
+    node: Option<Bytes>,
+    node_sent: bool,
+    node_id: String,
+}
+
+/// Starts serving a stream; the body is what Envoy reads. `path` is the method's path, which is the
+/// same upstream.
+pub fn start(
+    shared: &Arc<Shared>,
+    listener: Arc<str>,
+    variant: Variant,
+    path: &'static str,
+    metadata: HeaderMap,
+    body: HyperBody,
+) -> (OutboxBody, impl Future<Output = ()> + Send + use<>) {
+    let settings = shared.settings.borrow().clone();
+    let (to_envoy, envoy_body) = outbox(settings.queue_bytes);
+    let control = Control::open(shared, variant, path, metadata, settings.queue_bytes);
+    let from_envoy = Messages::new(body, ENVOY_LIMIT, shared.budget.clone(), shared.clock.clone());
+    let entry = shared.states.enter();
+    let session = Session {
+        variant,
+        listener,
+        machine: Machine::new(variant, settings.machine, spread_seed(entry.id())),
+        shared: shared.clone(),
+        to_envoy,
+        fetches: JoinSet::new(),
+        entry,
+        node: None,
+        node_sent: false,
+        node_id: String::new(),
+    };
+    (envoy_body, session.run(from_envoy, control))
+}
+
+/// Makes neighbouring numbers unlike, for the retries of streams that begin together.
+fn spread_seed(id: u64) -> u64 {
+    (id + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}
+
+impl Session {
+    async fn run(mut self, mut from_envoy: Messages<HyperBody>, mut control: Control) {
+        self.shared.metrics.streams.inc();
+        let end = loop {
+            match self.step(&mut from_envoy, &mut control).await {
+                Ok(Step::On) => {}
+                Ok(Step::HalfClosed) => match control.half_close() {
+                    Ok(rest) => break self.read_out(rest).await,
+                    Err(end) => break end,
+                },
+                Err(end) => break end,
+            }
+        };
+        self.shared.metrics.streams.dec();
+        self.shared.metrics.stream_ends.get_or_create(&result(end.label())).inc();
+        tracing::info!(
+            listener = &*self.listener, node = self.node_id, reason = %end, "stream ended"
+        );
+        match end {
+            // What is queued may be what the peer does not read.
+            End::EnvoyStalled(_) | End::FromEnvoy(_) => self.to_envoy.abort(Some(end.trailers())),
+            end => self.to_envoy.finish(Some(end.trailers())),
+        }
+    }
+
+    /// Waits for one event, takes what else is ready, and does what follows from it.
+    async fn step(&mut self, from_envoy: &mut Messages<HyperBody>, control: &mut Control) -> Result<Step, End> {
+        let shared = self.shared.clone();
+        let with = ReadWith { budget: shared.budget.clone(), clock: shared.clock.clone() };
+        let deadline = self.machine.deadline();
+        tokio::select! {
+            () = shared.shutdown.cancelled() => return Err(End::Shutdown),
+            incoming = from_envoy.next() => match incoming.map_err(End::FromEnvoy)? {
+                Incoming::Message(message) => self.from_envoy(message, control)?,
+                Incoming::End(_) => return Ok(Step::HalfClosed),
+            },
+            message = control.next(&with) => self.from_control(message?)?,
+            Some(fetched) = self.fetches.join_next(), if !self.fetches.is_empty() => {
+                self.fetched(fetched);
+                // Modules that are ready together go to Envoy together.
+                while let Some(fetched) = self.fetches.try_join_next() {
+                    self.fetched(fetched);
+                }
+            }
+            () = sleep_until(&shared.clock, deadline) => self.machine.tick(shared.clock.now()),
+        }
+        self.act(control)?;
+        Ok(Step::On)
+    }
+
+    /// Envoy has ended its side: passes on what the control plane still has to say.
+    async fn read_out(&mut self, mut control: Control) -> End {
+        let with = ReadWith { budget: self.shared.budget.clone(), clock: self.shared.clock.clone() };
+        let clock = self.shared.clock.clone();
+        let deadline = clock.now() + HALF_CLOSED_LIMIT;
+        loop {
+            match clock.timeout_at(deadline, control.next(&with)).await {
+                Err(_) => return End::Envoy,
+                Ok(Err(end)) => return end,
+                Ok(Ok(message)) => {
+                    if let Err(end) = self.from_control(message) {
+                        return end;
+                    }
+                }
+            }
+        }
+    }
+
+    fn from_envoy(&mut self, message: Message, control: &mut Control) -> Result<(), End> {
+        let intercepted = intercept::request_type(self.variant, &message.bytes)
+            .map_err(End::MalformedRequest)?
+            == INTERCEPTED;
+        self.count("envoy", intercepted);
+        if !self.node_sent
+            && self.node.is_none()
+            && let Some(node) = intercept::node(self.variant, &message.bytes)
+        {
+            messages::node_id(node).unwrap_or_default().clone_into(&mut self.node_id);
+            self.node = Some(Bytes::copy_from_slice(node));
+            tracing::info!(listener = &*self.listener, node = self.node_id, "stream opened");
+            self.publish();
+        }
+        if !intercepted {
+            // The node goes along in it where this is the first message.
+            if intercept::node(self.variant, &message.bytes).is_some() {
+                self.node_sent = true;
+            }
+            let message = self.with_node(message);
+            return control.send(message);
+        }
+        let request =
+            intercept::read_request(self.variant, &message.bytes).map_err(End::MalformedRequest)?;
+        self.machine.on_envoy(request, self.shared.clock.now());
+        Ok(())
+    }
+
+    /// The first message upstream names the node, also where Envoy named it in one that was kept.
+    fn with_node(&mut self, message: Message) -> Message {
+        if self.node_sent {
+            return message;
+        }
+        let Some(node) = &self.node else { return message };
+        let bytes = intercept::prepend_node(self.variant, node, &message.bytes);
+        self.node_sent = true;
+        message.with_bytes(bytes)
+    }
+
+    fn from_control(&mut self, message: Message) -> Result<(), End> {
+        let intercepted =
+            intercept::response_type(&message.bytes).map_err(End::MalformedResponse)? == INTERCEPTED;
+        self.count("control_plane", intercepted);
+        if !intercepted {
+            return self.to_envoy.push(message).map_err(End::EnvoyStalled);
+        }
+        let response =
+            intercept::read_response(self.variant, &message.bytes).map_err(End::MalformedResponse)?;
+        self.machine.on_control(response, self.shared.clock.now());
+        Ok(())
+    }
+
+    fn fetched(&mut self, fetched: Result<Fetched, tokio::task::JoinError>) {
+        // A resolve that panicked is reported by the resolver to all who wait for it; this task
+        // only waits.
+        let Ok((name, generation, outcome)) = fetched else { return };
+        let now = self.shared.clock.now();
+        match outcome {
+            Ok(module) => self.machine.fetched(&name, generation, Ok(module.path()), now),
+            Err(error) => {
+                let failure = Failure {
+                    message: error.to_string(),
+                    label: error.label(),
+                    permanent: error.is_permanent(),
+                    retry_after: error.retry_after(),
+                };
+                self.machine.fetched(&name, generation, Err(failure), now);
+            }
+        }
+    }
+
+    /// Does what the machine wants.
+    fn act(&mut self, control: &mut Control) -> Result<(), End> {
+        let actions = self.machine.actions(self.shared.clock.now());
+        if actions.is_empty() {
+            return Ok(());
+        }
+        for action in actions {
+            match action {
+                Action::Respond(response) => {
+                    let message = Message::own(intercept::write_response(self.variant, &response));
+                    self.to_envoy.push(message).map_err(End::EnvoyStalled)?;
+                    self.shared.metrics.resources.get_or_create(&result("delivered"))
+                        .inc_by(response.resources.len() as u64);
+                }
+                Action::Request(request) => {
+                    let node = if self.node_sent { None } else { self.node.as_deref() };
+                    let bytes = intercept::write_request(self.variant, &request, node);
+                    self.node_sent |= node.is_some();
+                    control.send(Message::own(bytes))?;
+                }
+                Action::Fetch { name, generation, request } => {
+                    let resolver = self.shared.resolver.clone();
+                    self.fetches.spawn(async move { (name, generation, resolver.resolve(*request).await) });
+                }
+                Action::Note(note) => self.note(note),
+            }
+        }
+        self.publish();
+        Ok(())
+    }
+
+    fn note(&self, note: Note) {
+        let count = |what| self.shared.metrics.resources.get_or_create(&result(what)).inc();
+        let (listener, node) = (&*self.listener, self.node_id.as_str());
+        match note {
+            Note::FetchFailed { name, failure, retry_in, serving } => {
+                let next = match retry_in {
+                    Some(pause) => format!("next try in {} ms", pause.as_millis()),
+                    None => "not tried again until the resource changes".to_owned(),
+                };
+                tracing::warn!(
+                    listener, node, resource = name, reason = failure.label, serving = ?serving, next,
+                    "cannot get the module: {}", failure.message
+                );
+            }
+            Note::Recovered { name } => {
+                count("recovered");
+                tracing::info!(listener, node, resource = name, "the module is there after all");
+            }
+            Note::FallbackSent { name } => {
+                count("fallback");
+                tracing::warn!(listener, node, resource = name, "the failure policy's filter stands in");
+            }
+            Note::Rejected { names, reason } => {
+                count("rejected");
+                tracing::warn!(listener, node, resources = ?names, "Envoy rejected the config: {reason}");
+            }
+            Note::Malformed { name, reason } => {
+                count("malformed");
+                tracing::warn!(
+                    listener, node, resource = name, "the control plane sent a bad resource: {reason}"
+                );
+            }
+        }
+    }
+
+    fn count(&self, from: &'static str, intercepted: bool) {
+        let intercepted = if intercepted { "true" } else { "false" };
+        self.shared.metrics.messages.get_or_create(&MessageLabels { from, intercepted }).inc();
+    }
+
+    fn publish(&self) {
+        self.entry.publish(StreamState {
+            listener: self.listener.to_string(),
+            node: self.node_id.clone(),
+            variant: match self.variant {
+                Variant::StateOfTheWorld => "state_of_the_world",
+                Variant::Delta => "delta",
+            },
+            resources: self.machine.slots().map(|(name, slot)| ResourceState::of(name, slot)).collect(),
+        });
+    }
+}
+
+enum Step {
+    On,
+    HalfClosed,
+}
+
+async fn sleep_until(clock: &Clock, deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => clock.sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
+
