@@ -1,13 +1,67 @@
 //! wasmferry stands between an Envoy and its control plane and brings Envoy its Wasm modules.
 //!
-//! Modules, bottom-up; each uses only those above it in this list:
+//! ```text
+//! Envoy ==gRPC==> xds ------------------------------> upstream (control plane, or a directory)
+//!   ^              |  every type: the bytes that came
+//!   |              |  extension configs:
+//!   +--- rewritten +--> rewrite -> resolve -> store (hit)
+//!                                     |
+//!                                     +-----> fetch (OCI, HTTP, file) -> wasm -> store
+//! ```
+//!
+//! `prefetch` enters at `resolve`; `admin` reads what the others write. The invariants that the
+//! modules keep are in ARCHITECTURE.md. Modules stand bottom-up: each uses only those above it.
 
-pub mod clock;
+// What a digest covers is part of its type.
 pub mod digest;
-pub mod listen;
-pub mod metrics;
-pub mod module;
-pub mod protobuf;
-pub mod rewrite;
+
+// Text that must not be seen.
 pub mod secret;
+
+// Time, injected.
+pub mod clock;
+
+// What is counted.
+pub mod metrics;
+
+// Sockets that others connect to.
+pub mod listen;
+
+// What is asked for, and what comes back.
+pub mod module;
+
+// The wire format, and the few messages that are read.
+pub mod protobuf;
+
+// Modules on disk: ingest, content, views, index.
+pub mod store;
+
+// Take a module out of what carries it; look inside.
+pub mod wasm;
+
+// Bytes from registries, servers and files, credentials apart.
+pub mod fetch;
+
+// Request to path: policy, and one flight per module.
+pub mod resolve;
+
+// Resource to resource.
+pub mod rewrite;
+
+// Where resources come from.
+pub mod upstream;
+
+// The relay and the engine.
 pub mod xds;
+
+// Health, metrics, state.
+pub mod admin;
+
+// The configuration, and the only reader of the environment.
+pub mod config;
+
+// The agent, put together.
+pub mod app;
+
+// The commands.
+pub mod cli;

@@ -254,7 +254,7 @@ impl Inner {
             }
         }
         progress.total.store(located.size().unwrap_or(0), Ordering::Relaxed);
-        let matches = located.matches_expected(request.expected.as_ref());
+        let matches = request.expected.as_ref().is_some_and(|expected| located.matches(expected));
         let located_source = located.source();
         let body = fetcher.open(located, deadline).await.map_err(|source| asked.fetch_error(source))?;
         let progress = progress.clone();
@@ -262,7 +262,6 @@ impl Inner {
             .blocking(asked, move |inner, asked| inner.take_in(asked, body, matches, &progress))
             .await?;
         self.metrics.fetched_bytes.inc_by(module.size);
-        self.metrics.store_modules.set(self.store.stats().modules as i64);
         if let Some(key) = located_source.and_then(|source| digest_key(&request.url, &source)) {
             // Only saves a later download, so nobody waits for it.
             let record = self.new_record(asked, &module);
@@ -306,7 +305,7 @@ impl Inner {
             UnpackError::Write(source) => asked.store_error(StoreError::from_io(source)),
             source => ResolveError::Unpack { url: url(), source },
         })?;
-        let finished = ingest.finish().map_err(|source| asked.store_error(source))?;
+        let mut finished = ingest.finish().map_err(|source| asked.store_error(source))?;
         // The disk works while the module is checked.
         finished.start_sync();
         let payload = finished.payload();

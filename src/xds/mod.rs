@@ -10,8 +10,8 @@
 pub mod budget;
 pub mod frame;
 pub mod intercept;
-//pub mod listener;
+pub mod listener;
 pub mod machine;
 pub mod outbox;
-//pub mod session;
+pub mod session;
 pub mod state;

@@ -190,12 +190,12 @@ impl Control {
                 let opening = async move { opening.await.map_err(|error| error.to_string()) };
                 Control::Grpc { outbox, stream: GrpcStream::Opening(Box::pin(opening)) }
             }
-            Upstream::Directory(folder) => Control::Directory {
+            Upstream::Directory(snapshots) => Control::Directory {
                 session: serve::Session::new(match variant {
                     Variant::StateOfTheWorld => serve::Variant::SotW,
                     Variant::Delta => serve::Variant::Delta,
                 }),
-                snapshots: folder.snapshots(),
+                snapshots: snapshots.clone(),
                 answers: VecDeque::new(),
             },
         }

@@ -1,0 +1,275 @@
+//! The agent, put together: everything is opened and bound first, so that a start either fails
+//! with one clear error or succeeds; then it runs until it is told to stop, and drains.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::admin::{self, Face, Readiness, Shown};
+use crate::clock::Clock;
+use crate::config::{self, Config, ConfigError};
+use crate::fetch::{FetchConfig, Fetcher, FileAccess};
+use crate::listen::{BindError, Bound, ListenAddress, SocketAccess, bind};
+use crate::metrics::{Metrics, result};
+use crate::resolve::{ResolveConfig, Resolver};
+use crate::store::{Store, StoreConfig, StoreError};
+use crate::upstream::Upstream;
+use crate::upstream::directory::Folder;
+use crate::upstream::grpc::{ConnectError, ControlPlane};
+use crate::wasm;
+use crate::xds::budget::Budget;
+use crate::xds::listener;
+use crate::xds::machine::Settings;
+use crate::xds::session::{RelaySettings, Shared};
+use crate::xds::state::States;
+
+/// Only the agent's own user may ask for everything.
+const ADMIN_ACCESS: SocketAccess = SocketAccess { mode: 0o600, group: None };
+
+/// Why an agent does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("the configuration is for prefetch alone: it has no listeners and no upstream")]
+    NotAnAgent,
+    #[error("cannot use the store: {0}")]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    #[error(transparent)]
+    Upstream(#[from] ConnectError),
+    #[error("upstream.directory {path}: {source}")]
+    Directory { path: String, source: io::Error },
+}
+
+/// An agent whose sockets are bound and whose store is open. It serves nobody yet.
+pub struct App {
+    config: Config,
+    shared: Arc<Shared>,
+    relay: watch::Sender<RelaySettings>,
+    clock: Clock,
+    listeners: Vec<Bound>,
+    admin: Vec<(Bound, Face)>,
+    shown: Arc<Shown>,
+    readiness: Readiness,
+    folder: Option<Folder>,
+    tracker: TaskTracker,
+}
+
+/// The fetcher, limits and budgets that a configuration asks for. `files` is what `file://` may
+/// read: a resource less than the operator.
+pub fn resolve_config(config: &Config, files: FileAccess, clock: &Clock) -> ResolveConfig {
+    let fetch = FetchConfig {
+        files,
+        registries: config
+            .registries
+            .iter()
+            .map(|(host, registry)| {
+                (host.clone(), crate::fetch::Registry { plain_http: registry.plain_http })
+            })
+            .collect(),
+        max_module_bytes: config.cache.max_module_bytes,
+        timeout: config.fetch.timeout,
+        progress_timeout: config.fetch.progress_timeout,
+        blocked_cidrs: config.blocked_cidrs.clone(),
+        realms: config.realms.clone(),
+        ..FetchConfig::default()
+    };
+    ResolveConfig {
+        fetcher: Fetcher::new(fetch, clock.clone()),
+        timeout: config.fetch.timeout,
+        limits: wasm::Limits { max_module_bytes: config.cache.max_module_bytes, ..wasm::Limits::default() },
+        budgets: budgets(&config.wasm),
+    }
+}
+
+fn budgets(wanted: &config::WasmBudgets) -> wasm::Budgets {
+    let mut budgets = wasm::Budgets::default();
+    let set = |budget: &mut u64, wanted: Option<u64>| *budget = wanted.unwrap_or(*budget);
+    set(&mut budgets.types, wanted.types);
+    set(&mut budgets.params, wanted.params);
+    set(&mut budgets.imports, wanted.imports);
+    set(&mut budgets.functions, wanted.functions);
+    set(&mut budgets.function_body_bytes, wanted.function_body_bytes);
+    budgets
+}
+
+fn relay_settings(config: &Config) -> RelaySettings {
+    RelaySettings {
+        queue_bytes: usize::try_from(config.relay.queue_bytes).unwrap_or(usize::MAX),
+        machine: Settings { hold: config.fetch.hold, ..Settings::default() },
+    }
+}
+
+impl App {
+    /// Opens and binds everything that the configuration names.
+    pub async fn build(config: Config, clock: Clock) -> Result<Self, StartError> {
+        let agent = config.agent.as_ref().ok_or(StartError::NotAnAgent)?;
+        let (metrics, registry) = Metrics::new();
+        let tracker = TaskTracker::new();
+        let readiness = Readiness::default();
+        let store = Store::open(&StoreConfig { directory: config.cache.directory.clone() }, clock.clone())?;
+        let (upstream, folder) = match &agent.upstream {
+            config::Upstream::Grpc(address) => (Upstream::Grpc(ControlPlane::new(address)?), None),
+            config::Upstream::Directory(path) => {
+                let folder = Folder::open(path.clone(), clock.clone())
+                    .await
+                    .map_err(|source| StartError::Directory { path: path.display().to_string(), source })?;
+                (Upstream::Directory(folder.snapshots()), Some(folder))
+            }
+        };
+        let mut listeners = Vec::new();
+        for listener in &agent.listeners {
+            let access =
+                SocketAccess { mode: listener.mode, group: listener.group.map(|group| group.as_raw()) };
+            listeners.push(bind(&listener.address, access).await?);
+        }
+        let mut admin = Vec::new();
+        if let Some(health) = &config.health {
+            admin.push((bind(&ListenAddress::Tcp(health.listen), ADMIN_ACCESS).await?, Face::Health));
+        }
+        if let Some(page) = &config.admin {
+            admin.push((bind(&page.listen, ADMIN_ACCESS).await?, Face::Admin));
+        }
+        let files = FileAccess::Below(config.sources.file.clone());
+        let resolver = Resolver::new(
+            store.clone(),
+            resolve_config(&config, files, &clock),
+            config.fetch.concurrency,
+            clock.clone(),
+            metrics.clone(),
+            tracker.clone(),
+        );
+        let (relay, settings) = watch::channel(relay_settings(&config));
+        let budget = Budget::new(config.relay.in_flight_bytes);
+        let states = States::default();
+        let shown = Arc::new(Shown {
+            registry,
+            readiness: readiness.clone(),
+            states: states.clone(),
+            refresh: refresh(&metrics, &budget, &store, folder.as_ref()),
+        });
+        let shared = Arc::new(Shared {
+            upstream,
+            resolver,
+            settings,
+            budget,
+            clock: clock.clone(),
+            metrics,
+            states,
+            shutdown: CancellationToken::new(),
+        });
+        Ok(Self { config, shared, relay, clock, listeners, admin, shown, readiness, folder, tracker })
+    }
+
+    /// Where Envoys can connect, with the real ports, in the configuration's order.
+    pub fn listeners(&self) -> impl Iterator<Item = &ListenAddress> {
+        self.listeners.iter().map(|bound| &bound.address)
+    }
+
+    /// Where health and the admin page are, with the real ports.
+    pub fn admin(&self) -> impl Iterator<Item = (&ListenAddress, Face)> {
+        self.admin.iter().map(|(bound, face)| (&bound.address, *face))
+    }
+
+    /// Runs until `stop` is ready, taking over what `reloads` brings; then drains. False where
+    /// something was still running at the end of `shutdown.timeout`.
+    pub async fn run(
+        mut self,
+        mut reloads: impl AsyncFnMut() -> Result<Config, ConfigError>,
+        stop: impl Future<Output = &'static str>,
+    ) -> bool {
+        for (bound, face) in std::mem::take(&mut self.admin) {
+            tracing::info!(address = %bound.address, ?face, "listening for operators");
+            let (shown, tracker) = (self.shown.clone(), self.tracker.clone());
+            // Health is to be seen while the agent drains.
+            let until = self.shared.shutdown.child_token();
+            self.tracker.spawn(admin::serve(bound, face, shown, tracker, until));
+        }
+        for bound in std::mem::take(&mut self.listeners) {
+            tracing::info!(address = %bound.address, "listening for Envoys");
+            self.tracker.spawn(listener::serve(bound, self.shared.clone(), self.tracker.clone()));
+        }
+        if let Some(folder) = self.folder.take() {
+            let until = self.shared.shutdown.clone();
+            self.tracker.spawn(async move {
+                if let Err(error) = folder.run(until).await {
+                    tracing::error!("the watch of the plugin directory failed: {error}");
+                }
+            });
+        }
+        self.readiness.ready();
+        tracing::info!(version = env!("CARGO_PKG_VERSION"), "ready");
+        let mut stop = std::pin::pin!(stop);
+        let reason = loop {
+            tokio::select! {
+                reason = &mut stop => break reason,
+                reloaded = reloads() => self.reload(reloaded),
+            }
+        };
+        self.readiness.draining();
+        tracing::info!(reason, "draining");
+        let drained = drain(&self.shared.shutdown, &self.tracker, self.config.shutdown.timeout).await;
+        if !drained {
+            let left = self.tracker.len();
+            tracing::warn!(left, "shutdown.timeout has passed; what still runs is cut off");
+        }
+        tracing::info!("stopped");
+        drained
+    }
+
+    fn reload(&mut self, reloaded: Result<Config, ConfigError>) {
+        let count = |what| self.shared.metrics.reloads.get_or_create(&result(what)).inc();
+        let config = match reloaded {
+            Ok(config) => config,
+            Err(error) => {
+                count("invalid");
+                tracing::error!("the new configuration is not valid, the old one stays: {error}");
+                return;
+            }
+        };
+        count("applied");
+        let changes = config.changes_from(&self.config);
+        if !changes.restart.is_empty() {
+            tracing::warn!(keys = changes.restart.join(", "), "these changes wait for a restart");
+        }
+        let files = FileAccess::Below(config.sources.file.clone());
+        self.shared.resolver.reconfigure(resolve_config(&config, files, &self.clock));
+        self.relay.send_replace(relay_settings(&config));
+        tracing::info!(changed = changes.now.join(", "), "the configuration was reloaded");
+        // What waits for a restart keeps its old value, so that it is named again next time.
+        self.config = config.with_fixed_of(&self.config);
+    }
+}
+
+/// Brings up to date what nobody counts as it happens.
+fn refresh(
+    metrics: &Metrics,
+    budget: &Budget,
+    store: &Store,
+    folder: Option<&Folder>,
+) -> Box<dyn Fn() + Send + Sync> {
+    let (metrics, budget, store) = (metrics.clone(), budget.clone(), store.clone());
+    let snapshots = folder.map(Folder::snapshots);
+    let whole = budget.available();
+    Box::new(move || {
+        metrics.bytes_in_flight.set(whole.saturating_sub(budget.available()) as u64);
+        let stats = store.stats();
+        metrics.store_modules.set(i64::try_from(stats.entries).unwrap_or(i64::MAX));
+        metrics.store_dropped_records.set(i64::try_from(stats.dropped_records).unwrap_or(i64::MAX));
+        if let Some(snapshots) = &snapshots {
+            let problems = snapshots.borrow().problems().len();
+            metrics.plugin_problems.set(i64::try_from(problems).unwrap_or(i64::MAX));
+        }
+    })
+}
+
+/// No new streams, and those that run end. Whether all did within `timeout`.
+async fn drain(shutdown: &CancellationToken, tracker: &TaskTracker, timeout: Duration) -> bool {
+    shutdown.cancel();
+    tracker.close();
+    tokio::time::timeout(timeout, tracker.wait()).await.is_ok()
+}

@@ -1,0 +1,216 @@
+//! `wasmferry prefetch`: modules into the store, as an agent would, with the user's own credentials.
+
+use std::io::{self, IsTerminal as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use serde_json::json;
+use tokio::task::JoinSet;
+use tokio_util::task::TaskTracker;
+
+use super::CliError;
+use super::args::{Output, PrefetchArgs};
+use crate::app::resolve_config;
+use crate::clock::Clock;
+use crate::config::{Config, Environment};
+use crate::fetch::FileAccess;
+use crate::metrics::Metrics;
+use crate::module::{Module, ModuleRequest, ModuleUrl, PullSecret};
+use crate::resolve::{Progress, ResolveError, Resolver};
+use crate::secret::Secret;
+use crate::store::{Store, StoreConfig};
+use crate::upstream::directory::plugin;
+
+/// How often a bar moves.
+const FRAME: Duration = Duration::from_millis(100);
+
+/// A docker configuration has this many bytes at the most.
+const MAX_DOCKER_CONFIG: u64 = 1 << 20;
+
+/// One module that was asked for.
+struct Wanted {
+    /// As the user wrote it, or as it may be shown.
+    url: String,
+    request: ModuleRequest,
+}
+
+/// Puts every source into the store. Prints a line for each as it ends.
+pub fn prefetch(args: &PrefetchArgs, config: &Config, environment: &Environment) -> Result<(), CliError> {
+    let secret = docker_config(environment.docker_config.as_deref())?;
+    let mut wanted = Vec::new();
+    for source in &args.sources {
+        wanted.extend(read_source(source, &secret)?);
+    }
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(CliError::Runtime)?;
+    let failed = runtime.block_on(fetch_all(wanted, config, args.output))?;
+    if failed > 0 { Err(CliError::Failed { failed }) } else { Ok(()) }
+}
+
+/// The user's docker configuration, where there is one.
+pub fn docker_config(path: Option<&Path>) -> Result<PullSecret, CliError> {
+    let Some(path) = path else { return Ok(PullSecret::None) };
+    let unreadable = |source| CliError::DockerConfig { path: path.to_owned(), source };
+    match std::fs::metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(PullSecret::None),
+        Err(error) => return Err(unreadable(error)),
+        Ok(found) if found.len() > MAX_DOCKER_CONFIG => {
+            return Err(unreadable(io::Error::other("larger than 1 MiB")));
+        }
+        Ok(_) => {}
+    }
+    let text = std::fs::read_to_string(path).map_err(unreadable)?;
+    Ok(PullSecret::DockerConfig(Secret::new(text)))
+}
+
+/// The modules that a source names: itself, or those of a file of plugins.
+fn read_source(source: &str, secret: &PullSecret) -> Result<Vec<Wanted>, CliError> {
+    let path = PathBuf::from(source);
+    let extension = path.extension().and_then(|extension| extension.to_str());
+    if !source.contains("://") && matches!(extension, Some("yaml" | "yml" | "json")) {
+        let plugins = plugin::parse_file(&path)?;
+        let wanted = plugins.iter().map(|plugin| {
+            let mut request = plugin.request();
+            // What a plugin's pull secret is called in a cluster is nothing to this user's files.
+            if matches!(request.secret, PullSecret::None | PullSecret::Unavailable) {
+                request.secret = secret.clone();
+            }
+            Wanted { url: request.url.to_string(), request }
+        });
+        return Ok(wanted.collect());
+    }
+    let url: ModuleUrl = source.parse().map_err(|error| {
+        // An invalid URL may be one because of what is secret in it.
+        let shown = source.split(['?', '@']).next().unwrap_or_default();
+        CliError::Usage(format!("{shown}: {error}"))
+    })?;
+    // A query is not shown, and without one the user's own spelling is the best name.
+    let shown = if source.contains('?') { url.to_string() } else { source.to_owned() };
+    let request = ModuleRequest { secret: secret.clone(), ..ModuleRequest::new(url) };
+    Ok(vec![Wanted { url: shown, request }])
+}
+
+/// Fetches them all; how many failed.
+async fn fetch_all(wanted: Vec<Wanted>, config: &Config, output: Output) -> Result<usize, CliError> {
+    let clock = Clock::System;
+    let store = Store::open(&StoreConfig { directory: config.cache.directory.clone() }, clock.clone())?;
+    let (metrics, _registry) = Metrics::new();
+    let tracker = TaskTracker::new();
+    let resolver = Resolver::new(
+        store,
+        // Whoever types a command may read what they name.
+        resolve_config(config, FileAccess::Any, &clock),
+        config.fetch.concurrency,
+        clock,
+        metrics,
+        tracker.clone(),
+    );
+    let bars = Bars::new(output == Output::Text && io::stderr().is_terminal());
+    let mut fetches = JoinSet::new();
+    for Wanted { url, request } in wanted {
+        let (resolver, bar) = (resolver.clone(), bars.add(&request.url));
+        fetches.spawn(async move {
+            let progress = Arc::new(Progress::default());
+            let mut fetch = std::pin::pin!(resolver.resolve_watched(request, progress.clone()));
+            let outcome = loop {
+                tokio::select! {
+                    outcome = &mut fetch => break outcome,
+                    () = tokio::time::sleep(FRAME) => bar.follow(&progress),
+                }
+            };
+            bar.finish();
+            (url, outcome)
+        });
+    }
+    let mut failed = 0;
+    while let Some(ended) = fetches.join_next().await {
+        let Ok((url, outcome)) = ended else {
+            failed += 1;
+            continue;
+        };
+        failed += usize::from(outcome.is_err());
+        bars.suspend(|| print(output, &url, &outcome)).map_err(CliError::Output)?;
+    }
+    tracker.close();
+    tracker.wait().await;
+    Ok(failed)
+}
+
+fn print(output: Output, url: &str, outcome: &Result<Module, Arc<ResolveError>>) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    match (output, outcome) {
+        (Output::Json, Ok(module)) => {
+            let line = json!({
+                "url": url,
+                "payload_digest": module.payload.to_string(),
+                "source_digest": module.source.to_string(),
+                "path": module.path,
+                "size": module.size,
+                "cached": module.cached,
+            });
+            writeln!(stdout, "{line}")
+        }
+        (Output::Json, Err(error)) => {
+            writeln!(stdout, "{}", json!({ "url": url, "error": error.to_string(), "reason": error.label() }))
+        }
+        (Output::Text, Ok(module)) => {
+            let how = if module.cached { "in the store already" } else { "fetched" };
+            writeln!(stdout, "{url}: {how}, {} bytes, {}", module.size, module.payload)?;
+            writeln!(stdout, "  {}", module.path.display())
+        }
+        (Output::Text, Err(error)) => writeln!(io::stderr().lock(), "{error}"),
+    }
+}
+
+/// The progress bars, where there is a terminal to draw them on.
+struct Bars(Option<MultiProgress>);
+
+/// One module's bar.
+struct Bar(Option<ProgressBar>);
+
+impl Bars {
+    fn new(visible: bool) -> Self {
+        Self(visible.then(MultiProgress::new))
+    }
+
+    fn add(&self, url: &ModuleUrl) -> Bar {
+        Bar(self.0.as_ref().map(|bars| {
+            let bar = bars.add(ProgressBar::no_length());
+            let template = "{msg:30!} {bar:30} {bytes:>10} / {total_bytes:10} {bytes_per_sec}";
+            if let Ok(style) = ProgressStyle::with_template(template) {
+                bar.set_style(style);
+            }
+            bar.set_message(url.short_name());
+            bar
+        }))
+    }
+
+    /// Prints without a bar in the way.
+    fn suspend<T>(&self, print: impl FnOnce() -> T) -> T {
+        match &self.0 {
+            Some(bars) => bars.suspend(print),
+            None => print(),
+        }
+    }
+}
+
+impl Bar {
+    fn follow(&self, progress: &Progress) {
+        if let Some(bar) = &self.0 {
+            let total = progress.total.load(Ordering::Relaxed);
+            if total > 0 {
+                bar.set_length(total);
+            }
+            bar.set_position(progress.done.load(Ordering::Relaxed));
+        }
+    }
+
+    fn finish(self) {
+        if let Some(bar) = self.0 {
+            bar.finish_and_clear();
+        }
+    }
+}
