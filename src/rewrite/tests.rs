@@ -201,6 +201,10 @@ fn the_source_key_tells_all_apart_but_secret_and_resource_version() {
         let code = Code::Remote { uri, sha256, timeout };
         assert_ne!(key(&Plugin { code, ..plugin.clone() }), base);
     }
+    // Two texts that are the same one after the other.
+    let texts =
+        |uri, sha256| key(&Plugin { code: Code::Remote { uri, sha256, timeout: None }, ..Plugin::remote() });
+    assert_ne!(texts("r.example/a:v1", "2"), texts("r.example/a:v12", ""));
 }
 
 #[test]
