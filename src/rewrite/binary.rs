@@ -34,7 +34,7 @@ pub(super) fn read(mut template: Template, wasm: &Bytes) -> Result<Reading, Rewr
     template.push(code_frame);
     template.push(specifier.into_frame(1));
     // DataSource.filename=1.
-    template.push(Frame::after(Vec::new(), 1));
+    template.push(Frame::behind(Vec::new(), 1));
     Ok(Reading { failure, code: Code::Remote { template, source } })
 }
 

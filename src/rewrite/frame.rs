@@ -17,7 +17,7 @@ pub(super) struct Frame {
 
 impl Frame {
     /// A message of a field that is already encoded (or nothing), then the gap.
-    pub fn after(before: Vec<u8>, number: u32) -> Self {
+    pub fn behind(before: Vec<u8>, number: u32) -> Self {
         Self { before: before.into(), number, after: Bytes::new() }
     }
 

@@ -2,7 +2,7 @@
 //!
 //! A Wasm filter whose code is remote is taken apart into the request for its module and a template
 //! that takes the module's path; everything else in it stays byte for byte. The filter is a message
-//! (`binary`) or the same message written as a `Struct` (`typed_struct`); both give a [`Reading`].
+//! (`binary`) or the same message written as a `Struct` (`typed_struct`); both give a `Reading`.
 //!
 //! Pure: no I/O, no clock. Knows nothing of streams or of how a module is fetched.
 

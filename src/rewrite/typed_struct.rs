@@ -60,10 +60,10 @@ pub(super) fn read(mut template: Template, wasm: &Bytes) -> Result<Reading, Rewr
     // {"local": {"filename": GAP}}, each key an entry of a map to Values.
     template.push(specifier.into_frame(1));
     template.push(entry_of("local"));
-    template.push(Frame::after(Vec::new(), 5));
-    template.push(Frame::after(Vec::new(), 1));
+    template.push(Frame::behind(Vec::new(), 5));
+    template.push(Frame::behind(Vec::new(), 1));
     template.push(entry_of("filename"));
-    template.push(Frame::after(Vec::new(), 3));
+    template.push(Frame::behind(Vec::new(), 3));
     Ok(Reading { failure, code: Code::Remote { template, source } })
 }
 
@@ -71,7 +71,7 @@ pub(super) fn read(mut template: Template, wasm: &Bytes) -> Result<Reading, Rewr
 fn entry_of(key: &str) -> Frame {
     let mut before = Vec::new();
     put_string(&mut before, 1, key);
-    Frame::after(before, 2)
+    Frame::behind(before, 2)
 }
 
 fn failure(plugin: &Bytes) -> Result<FailureMode, RewriteError> {
