@@ -3,6 +3,7 @@
 //! Modules, bottom-up; each uses only those above it in this list:
 
 pub mod clock;
+pub mod config;
 pub mod digest;
 pub mod module;
 pub mod secret;
