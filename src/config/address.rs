@@ -1,7 +1,7 @@
 //! Addresses: where we listen, where the control plane is, which registry is meant.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -81,7 +81,7 @@ impl FromStr for UpstreamAddress {
         if authority.as_str().contains('@') {
             return Err(InvalidAddress::Credentials);
         }
-        if authority.host().is_empty() {
+        if !is_host(authority.host()) {
             return Err(InvalidAddress::Upstream);
         }
         if authority.port_u16().is_none_or(|port| port == 0) {
@@ -115,10 +115,21 @@ pub(super) fn parse_host(text: &str) -> Result<String, InvalidAddress> {
         Some(_) => authority.port_u16().is_some_and(|port| port > 0),
         None => false,
     };
-    if authority.host().is_empty() || !port_is_sound {
+    if !is_host(authority.host()) || !port_is_sound {
         return Err(InvalidAddress::Host);
     }
     Ok(text.to_ascii_lowercase())
+}
+
+/// A DNS name, an IPv4 address, or an IPv6 address in brackets.
+fn is_host(text: &str) -> bool {
+    match text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+        Some(address) => address.parse::<Ipv6Addr>().is_ok(),
+        None => {
+            !text.is_empty()
+                && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_'))
+        }
+    }
 }
 
 impl ListenAddress {
@@ -233,7 +244,20 @@ mod tests {
         {
             assert_eq!(parse_host(text).as_deref(), Ok(host));
         }
-        for text in ["", "http://a", "a/b", "user@a", "a:", "a:0", "a:99999", ":5000", "a b", "*.example"] {
+        for text in [
+            "",
+            "http://a",
+            "a/b",
+            "user@a",
+            "a:",
+            "a:0",
+            "a:99999",
+            ":5000",
+            "a b",
+            "*.example",
+            "[a]:1",
+            "[::1",
+        ] {
             assert_eq!(parse_host(text), Err(InvalidAddress::Host), "{text}");
         }
     }

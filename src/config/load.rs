@@ -73,7 +73,7 @@ impl Loader {
         }
     }
 
-    fn parse(&self, file: &Path, text: &str) -> Result<Config, ConfigError> {
+    pub(super) fn parse(&self, file: &Path, text: &str) -> Result<Config, ConfigError> {
         let invalid = |problems| ConfigError::Invalid { file: file.to_owned(), problems };
         let root = Node::parse(text).map_err(|error| invalid(vec![Problem::from(error)]))?;
         let default_directory = self.overrides.cache_directory.as_ref().or(self.cache_directory.as_ref());

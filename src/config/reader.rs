@@ -142,10 +142,9 @@ impl<'p> Field<'p> {
         None
     }
 
-    /// Reports something about this place, where the value itself must not be shown.
-    pub fn refuse_unseen<T>(&self, why: impl Display) -> Option<T> {
+    /// Reports what is wrong about this place rather than about the value.
+    pub fn refuse_unseen(&self, why: impl Display) {
         self.problems.add(&self.place, None, why);
-        None
     }
 
     /// A text that `parse` takes.

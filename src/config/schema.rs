@@ -44,7 +44,7 @@ pub(super) fn read(root: Node, cache_directory: Option<PathBuf>, problems: &Prob
 fn document(root: &mut Section, cache_directory: Option<PathBuf>) -> Config {
     let is_agent = AGENT_KEYS.iter().any(|key| root.has(key));
     match root.take("version") {
-        Some(version) => drop(version.integer(1..=1)),
+        Some(field) => _ = field.parsed_or_number(version),
         None => root.refuse("version", "missing: write `version: 1`"),
     }
     let mut taken = Taken::default();
@@ -73,6 +73,10 @@ fn document(root: &mut Section, cache_directory: Option<PathBuf>) -> Config {
         shutdown: root.section("shutdown", shutdown).unwrap_or_default(),
         log: root.section("log", log).unwrap_or_default(),
     }
+}
+
+fn version(text: &str) -> Result<(), &'static str> {
+    if text == "1" { Ok(()) } else { Err("this wasmferry reads version 1 only") }
 }
 
 /// The addresses that are in use so far, each with the key that took it.
@@ -188,9 +192,9 @@ fn registries(field: Field) -> Option<BTreeMap<String, Registry>> {
         let mut registries = BTreeMap::new();
         for (key, field) in section.take_all() {
             match parse_host(&key) {
-                Err(why) => drop(field.refuse_unseen::<()>(why)),
+                Err(why) => field.refuse_unseen(why),
                 Ok(host) if registries.contains_key(&host) => {
-                    drop(field.refuse_unseen::<()>("this registry is set twice, in another spelling"));
+                    field.refuse_unseen("this registry is set twice, in another spelling");
                 }
                 Ok(host) => {
                     let registry = field.into_section_or_empty(registry).unwrap_or_default();
