@@ -2,6 +2,7 @@
 //!
 //! Modules, bottom-up; each uses only those above it in this list:
 
+pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod digest;

@@ -80,3 +80,112 @@ fn look(loader: &Loader) -> (Seen, Result<Config, ConfigError>) {
         Err(error) => (Seen::Unreadable, Err(error)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+    use std::time::SystemTime;
+
+    use tokio::sync::Mutex;
+
+    use super::*;
+    use crate::clock::ManualClock;
+    use crate::config::{Environment, Overrides};
+
+    /// Waits for the next configuration while the clock runs, without waiting in real time.
+    async fn next(watch: &mut Watch, clock: &ManualClock) -> Result<Config, ConfigError> {
+        let ticking = async {
+            loop {
+                clock.advance(Duration::from_secs(1));
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::select! {
+            config = watch.next() => config,
+            () = ticking => unreachable!(),
+        }
+    }
+
+    /// A signal goes to the whole process: one test of the watch at a time.
+    static ALONE: Mutex<()> = Mutex::const_new(());
+
+    fn manual() -> ManualClock {
+        ManualClock::new(SystemTime::UNIX_EPOCH)
+    }
+
+    fn with_queue(mebibytes: u32) -> String {
+        format!(
+            "version: 1\nlisteners: [{{address: unix:/a}}]\nupstream: {{directory: /p}}\n\
+             relay: {{queue_bytes: {mebibytes}MiB}}\n"
+        )
+    }
+
+    fn queue(config: &Config) -> u64 {
+        config.relay.queue_bytes >> 20
+    }
+
+    /// A watch of a file in which `queue_bytes` is one mebibyte, and that configuration.
+    fn watch(file: PathBuf, clock: &ManualClock) -> (Config, Watch) {
+        std::fs::write(&file, with_queue(1)).unwrap();
+        let environment = Environment { cache_directory: Some("/c".into()), ..Environment::default() };
+        let loader = Loader::new(Some(file), &environment, Overrides::default());
+        loader.watch(Clock::Manual(clock.clone())).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_changed_file_is_given_and_a_broken_one_once() {
+        let _alone = ALONE.lock().await;
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("c.yaml");
+        let clock = manual();
+        let (config, mut watch) = watch(file.clone(), &clock);
+        assert_eq!(queue(&config), 1);
+
+        std::fs::write(&file, with_queue(2)).unwrap();
+        assert_eq!(queue(&next(&mut watch, &clock).await.unwrap()), 2);
+        std::fs::write(&file, "version: 1\n").unwrap();
+        assert_eq!(next(&mut watch, &clock).await.unwrap_err().label(), "not_an_agent");
+        std::fs::remove_file(&file).unwrap();
+        assert_eq!(next(&mut watch, &clock).await.unwrap_err().label(), "unreadable");
+        // Neither error comes again: what comes next is the new file.
+        let writer = async {
+            for _ in 0..100 {
+                tokio::task::yield_now().await;
+            }
+            // At once: the file is being read at the same time.
+            std::fs::write(folder.path().join("new"), with_queue(3)).unwrap();
+            std::fs::rename(folder.path().join("new"), &file).unwrap();
+        };
+        let (config, ()) = tokio::join!(next(&mut watch, &clock), writer);
+        assert_eq!(queue(&config.unwrap()), 3);
+    }
+
+    #[tokio::test]
+    async fn the_swapped_link_of_a_config_map_is_a_change() {
+        let _alone = ALONE.lock().await;
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        for (name, size) in [("one", 1), ("two", 2)] {
+            std::fs::create_dir(path(name)).unwrap();
+            std::fs::write(path(name).join("c.yaml"), with_queue(size)).unwrap();
+        }
+        std::os::unix::fs::symlink("one", path("..data")).unwrap();
+        std::os::unix::fs::symlink("..data/c.yaml", path("c.yaml")).unwrap();
+        let clock = manual();
+        let (config, mut watch) = watch(path("c.yaml"), &clock);
+        assert_eq!(queue(&config), 1);
+        std::os::unix::fs::symlink("two", path("..data_tmp")).unwrap();
+        std::fs::rename(path("..data_tmp"), path("..data")).unwrap();
+        assert_eq!(queue(&next(&mut watch, &clock).await.unwrap()), 2);
+    }
+
+    #[tokio::test]
+    async fn sighup_gives_the_file_again_though_it_is_the_same_and_no_time_passes() {
+        let _alone = ALONE.lock().await;
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("c.yaml");
+        let (config, mut watch) = watch(file, &manual());
+        rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::HUP).unwrap();
+        assert_eq!(watch.next().await.unwrap(), config);
+    }
+}
