@@ -160,7 +160,7 @@ pub struct HealthArgs {
 pub struct ConfigArg {
     /// Configuration file [default: the environment's WASMFERRY_CONFIG]
     // Not clap's own `env`: only `config` reads the environment.
-    #[arg(short, long = "config", value_name = "FILE", value_parser = absolute())]
+    #[arg(long = "config", value_name = "FILE", value_parser = absolute())]
     pub file: Option<PathBuf>,
 }
 

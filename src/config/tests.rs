@@ -518,3 +518,50 @@ fn what_is_probably_not_meant_is_a_warning() {
     assert_eq!(line("admin: {listen: \"127.0.0.1:7\"}"), ["admin.listen"]);
     assert_eq!(line("sources: {file: [/]}"), ["sources.file"]);
 }
+
+/// The bootstraps beside them are tested with Envoy itself, among the integration tests.
+#[test]
+fn every_file_in_agent_config_is_valid_and_warns_of_nothing() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("agent-config");
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(&folder).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+        if path.is_dir() || name.ends_with(".envoy.yaml") {
+            continue;
+        }
+        // No environment: they have to name all that an agent in a container needs.
+        let loader = Loader::new(Some(path), &Environment::default(), Overrides::default());
+        let is_agent = name != "prefetch.yaml";
+        let config = if is_agent { loader.load_agent() } else { loader.load() };
+        let config = config.unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(config.agent.is_some(), is_agent, "{name}");
+        assert_eq!(config.warnings(), Vec::<String>::new(), "{name}");
+        let bootstrap = folder.join(name.replace(".yaml", ".envoy.yaml"));
+        assert_eq!(bootstrap.exists(), is_agent, "{name}: an agent's file has its bootstrap");
+        names.push(name);
+    }
+    names.sort();
+    assert_eq!(names, ["node.yaml", "prefetch.yaml", "sidecar.yaml", "standalone.yaml"]);
+}
+
+/// What Envoy and wasmferry have to agree on, and what Envoy needs to be served well.
+#[test]
+fn every_bootstrap_in_agent_config_fits_its_agent() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("agent-config");
+    for name in ["node", "sidecar", "standalone"] {
+        let bootstrap = std::fs::read_to_string(folder.join(format!("{name}.envoy.yaml"))).unwrap();
+        let bootstrap: serde_json::Value = serde_saphyr::from_str(&bootstrap).unwrap();
+        let ads = &bootstrap["dynamic_resources"]["ads_config"];
+        assert_eq!(ads["set_node_on_first_message_only"], true, "{name}");
+        let grpc = &ads["grpc_services"][0]["envoy_grpc"];
+        assert_eq!(grpc["authority"], "wasmferry", "{name}");
+        let clusters = bootstrap["static_resources"]["clusters"].as_array().unwrap();
+        let cluster = clusters.iter().find(|cluster| cluster["name"] == grpc["cluster_name"]).unwrap();
+        let endpoint = &cluster["load_assignment"]["endpoints"][0]["lb_endpoints"][0]["endpoint"];
+        let socket = endpoint["address"]["pipe"]["path"].as_str().unwrap();
+        let file = folder.join(format!("{name}.yaml"));
+        let agent = Loader::new(Some(file), &Environment::default(), Overrides::default()).load().unwrap();
+        assert_eq!(agent.agent.unwrap().listeners[0].address, ListenAddress::Unix(socket.into()), "{name}");
+    }
+}
