@@ -19,7 +19,7 @@ pub enum ConfigError {
     /// The file is for `prefetch` alone, and an agent was asked for.
     #[error("{}: neither `listeners` nor `upstream` is set: an agent needs both", file.display())]
     NotAnAgent { file: PathBuf },
-    /// An environment variable or a flag holds something else than it may.
+    /// An environment variable holds something else than it may, or a signal cannot be handled.
     #[error("{name}: {why}")]
     Setting { name: &'static str, why: String },
 }

@@ -551,6 +551,11 @@ fn every_bootstrap_in_agent_config_fits_its_agent() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("agent-config");
     for name in ["node", "sidecar", "standalone"] {
         let bootstrap = std::fs::read_to_string(folder.join(format!("{name}.envoy.yaml"))).unwrap();
+        // In a listener of its own, or in a comment for whoever writes the control plane's.
+        for kind in ["wasm.v3.Wasm", "rbac.v3.RBAC"] {
+            let type_url = format!("- type.googleapis.com/envoy.extensions.filters.http.{kind}");
+            assert!(bootstrap.contains(&type_url), "{name}: type_urls lacks {kind}");
+        }
         let bootstrap: serde_json::Value = serde_saphyr::from_str(&bootstrap).unwrap();
         let ads = &bootstrap["dynamic_resources"]["ads_config"];
         assert_eq!(ads["set_node_on_first_message_only"], true, "{name}");

@@ -60,7 +60,10 @@ impl Watch {
             let looked = tokio::task::spawn_blocking(move || look(&loader)).await;
             self.due = self.clock.now() + PERIOD;
             // Only a runtime that is shutting down leaves blocking work undone.
-            let Ok((seen, config)) = looked else { continue };
+            let Ok((seen, config)) = looked else {
+                self.asked = false;
+                continue;
+            };
             let changed = std::mem::replace(&mut self.seen, seen) != seen;
             if std::mem::take(&mut self.asked) || changed {
                 return config;
