@@ -1,0 +1,202 @@
+//! Says what a configuration would do, and what in it is probably not meant.
+
+use std::fmt;
+use std::path::Path;
+
+use rustix::fs::{FsWord, statfs};
+
+use crate::config::{Config, ListenAddress, Listener, Upstream, UpstreamAddress, show_duration, show_size};
+
+/// What `check` prints.
+#[derive(Debug)]
+pub struct Report {
+    title: String,
+    lines: Vec<(&'static str, String)>,
+    warnings: Vec<String>,
+}
+
+impl Report {
+    /// Looks at the file system below `cache.directory`, and at nothing else.
+    pub fn new(file: &Path, config: &Config) -> Self {
+        let command = if config.agent.is_some() { "run" } else { "prefetch" };
+        let mut lines = agent_lines(config);
+        lines.extend(engine_lines(config));
+        let mut warnings = config.warnings();
+        if on_tmpfs(&config.cache.directory) {
+            warnings.push(format!(
+                "cache.directory: {} is in memory (tmpfs): modules count as memory and a restart of the \
+                 machine loses them",
+                config.cache.directory.display()
+            ));
+        }
+        Self { title: format!("{}: valid; `wasmferry {command}` would", file.display()), lines, warnings }
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}", self.title)?;
+        for (verb, line) in &self.lines {
+            writeln!(f, "  {verb:<13}{line}")?;
+        }
+        for warning in &self.warnings {
+            writeln!(f, "warning: {warning}")?;
+        }
+        Ok(())
+    }
+}
+
+fn agent_lines(config: &Config) -> Vec<(&'static str, String)> {
+    let Some(agent) = &config.agent else { return Vec::new() };
+    let mut lines: Vec<_> =
+        agent.listeners.iter().map(|listener| ("listen on", listener_line(listener))).collect();
+    lines.push(match &agent.upstream {
+        Upstream::Grpc(address @ UpstreamAddress::Http(_)) => ("relay to", format!("{address}, without TLS")),
+        Upstream::Grpc(address @ UpstreamAddress::Unix(_)) => ("relay to", address.to_string()),
+        Upstream::Directory(folder) => ("serve", format!("the plugins in {}", folder.display())),
+    });
+    if let Some(health) = &config.health {
+        lines.push(("answer", format!("/healthz, /readyz and /metrics on {}", health.listen)));
+    }
+    if let Some(admin) = &config.admin {
+        let mode = if admin.listen.unix_path().is_some() { " (mode 0600)" } else { "" };
+        lines.push(("answer", format!("its administrator on {}{mode}", admin.listen)));
+    }
+    let relay = &config.relay;
+    lines.push((
+        "hold",
+        format!(
+            "at most {} in messages, {} of them for a peer that does not read",
+            show_size(relay.in_flight_bytes),
+            show_size(relay.queue_bytes)
+        ),
+    ));
+    lines.push(("stop", format!("within {} of SIGTERM", show_duration(config.shutdown.timeout))));
+    lines
+}
+
+fn listener_line(listener: &Listener) -> String {
+    match (&listener.address, listener.group) {
+        (address @ ListenAddress::Tcp(_), _) => address.to_string(),
+        (address, Some(group)) => {
+            format!("{address} (mode {:04o}, group {})", listener.mode, group.as_raw())
+        }
+        (address, None) => format!("{address} (mode {:04o})", listener.mode),
+    }
+}
+
+fn engine_lines(config: &Config) -> Vec<(&'static str, String)> {
+    let cache = &config.cache;
+    let fetch = &config.fetch;
+    let module = show_size(cache.max_module_bytes);
+    let mut lines = vec![
+        ("store", format!("modules of at most {module} in {}", cache.directory.display())),
+        (
+            "fetch",
+            format!(
+                "{} at once, each within {} and never {} without a byte",
+                fetch.concurrency,
+                show_duration(fetch.timeout),
+                show_duration(fetch.progress_timeout)
+            ),
+        ),
+    ];
+    let folders: Vec<_> = config.sources.file.iter().map(|folder| folder.display().to_string()).collect();
+    lines.push(match folders.is_empty() {
+        true => ("refuse", "file:// in resources".to_owned()),
+        false => ("read", format!("file:// in resources below {}", folders.join(", "))),
+    });
+    let plain = config.registries.iter().filter(|(_, registry)| registry.plain_http);
+    let plain: Vec<_> = plain.map(|(host, _)| host.as_str()).collect();
+    if !plain.is_empty() {
+        lines.push(("speak", format!("plain HTTP to {}", plain.join(", "))));
+    }
+    if !config.blocked_cidrs.is_empty() {
+        let networks: Vec<_> = config.blocked_cidrs.iter().map(ToString::to_string).collect();
+        lines.push(("block", networks.join(", ")));
+    }
+    if !config.realms.is_empty() {
+        lines.push(("trust", format!("{} as token servers of any registry", config.realms.join(", "))));
+    }
+    lines
+}
+
+/// Whether the folder, or where it would be made, is on a file system in memory.
+fn on_tmpfs(folder: &Path) -> bool {
+    /// From Linux's `magic.h`.
+    const TMPFS_MAGIC: FsWord = 0x0102_1994;
+    let existing = folder.ancestors().find_map(|folder| statfs(folder).ok());
+    existing.is_some_and(|stat| stat.f_type == TMPFS_MAGIC)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Environment, Loader, Overrides};
+
+    fn report(text: &str) -> String {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("c.yaml");
+        std::fs::write(&file, text).unwrap();
+        let environment = Environment { cache_directory: Some("/cache".into()), ..Environment::default() };
+        let loader = Loader::new(Some(file.clone()), &environment, Overrides::default());
+        Report::new(Path::new("f.yaml"), &loader.load().unwrap()).to_string()
+    }
+
+    #[test]
+    fn an_agents_report_says_all_that_it_would_do() {
+        let text = r#"
+version: 1
+listeners:
+  - {address: unix:/run/xds.sock, mode: "0666", group: 1337}
+  - {address: "127.0.0.1:0"}
+upstream: {address: "http://127.0.0.1:15012"}
+cache: {directory: /proc, max_module_bytes: 8MiB}
+sources: {file: [/a, /b]}
+registries: {a.io: {plain_http: true}, b.io: {}}
+blocked_cidrs: [10.0.0.0/8]
+realms: [auth.io]
+health: {listen: "[::]:15074"}
+admin: {listen: "unix:/run/admin.sock"}
+"#;
+        assert_eq!(
+            report(text),
+            "f.yaml: valid; `wasmferry run` would\n  \
+               listen on    unix:/run/xds.sock (mode 0666, group 1337)\n  \
+               listen on    127.0.0.1:0\n  \
+               relay to     http://127.0.0.1:15012, without TLS\n  \
+               answer       /healthz, /readyz and /metrics on [::]:15074\n  \
+               answer       its administrator on unix:/run/admin.sock (mode 0600)\n  \
+               hold         at most 512MiB in messages, 64MiB of them for a peer that does not read\n  \
+               stop         within 10s of SIGTERM\n  \
+               store        modules of at most 8MiB in /proc\n  \
+               fetch        4 at once, each within 2m and never 30s without a byte\n  \
+               read         file:// in resources below /a, /b\n  \
+               speak        plain HTTP to a.io\n  \
+               block        10.0.0.0/8\n  \
+               trust        auth.io as token servers of any registry\n\
+             warning: listeners[0].mode: 0666 lets every user of this machine connect and be sent \
+             configuration\n"
+        );
+    }
+
+    #[test]
+    fn a_file_for_prefetch_says_so_and_where_modules_go() {
+        let report = report("version: 1\ncache: {directory: /proc}\n");
+        assert!(report.starts_with("f.yaml: valid; `wasmferry prefetch` would\n  store "), "{report}");
+        assert!(report.contains("refuse       file:// in resources\n"), "{report}");
+    }
+
+    #[test]
+    fn a_store_in_memory_is_told_even_before_its_folder_exists() {
+        let mounts = std::fs::read_to_string("/proc/mounts").unwrap();
+        let tmpfs = mounts.lines().filter_map(|line| {
+            let mut fields = line.split(' ').skip(1);
+            let folder = fields.next()?;
+            (fields.next()? == "tmpfs").then(|| Path::new(folder).join("not/there/yet"))
+        });
+        // Another file system may be mounted over one of them, but not over all.
+        assert!(tmpfs.into_iter().any(|folder| on_tmpfs(&folder)));
+        assert!(!on_tmpfs(Path::new("/proc/not/there")));
+    }
+}

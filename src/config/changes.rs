@@ -1,0 +1,71 @@
+//! What differs between two configurations, and whether a running agent can take it over.
+
+use super::{Agent, Cache, Config, Fetch, Log, Relay, Shutdown};
+
+/// The keys that differ.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// A running agent takes these over.
+    pub now: Vec<&'static str>,
+    /// These wait for the next start: name them in a warning.
+    pub restart: Vec<&'static str>,
+}
+
+impl Changes {
+    /// Nothing differs.
+    pub fn is_empty(&self) -> bool {
+        self.now.is_empty() && self.restart.is_empty()
+    }
+}
+
+impl Config {
+    /// What a running agent with the configuration `old` has to do about this one.
+    pub fn changes_from(&self, old: &Self) -> Changes {
+        // Taken apart whole, so that a new key cannot be forgotten here.
+        let Self {
+            agent,
+            cache: Cache { directory, max_module_bytes },
+            sources,
+            registries,
+            fetch: Fetch { timeout, progress_timeout, concurrency },
+            blocked_cidrs,
+            realms,
+            relay: Relay { queue_bytes, in_flight_bytes },
+            wasm,
+            health,
+            admin,
+            shutdown: Shutdown { timeout: shutdown_timeout },
+            log: Log { level, format },
+        } = self;
+        let listeners = |agent: &Option<Agent>| agent.as_ref().map(|agent| agent.listeners.clone());
+        let upstream = |agent: &Option<Agent>| agent.as_ref().map(|agent| agent.upstream.clone());
+        let now = [
+            ("sources", *sources != old.sources),
+            ("registries", *registries != old.registries),
+            ("cache.max_module_bytes", *max_module_bytes != old.cache.max_module_bytes),
+            ("fetch.timeout", *timeout != old.fetch.timeout),
+            ("fetch.progress_timeout", *progress_timeout != old.fetch.progress_timeout),
+            ("fetch.concurrency", *concurrency != old.fetch.concurrency),
+            ("blocked_cidrs", *blocked_cidrs != old.blocked_cidrs),
+            ("realms", *realms != old.realms),
+            ("relay.queue_bytes", *queue_bytes != old.relay.queue_bytes),
+            ("relay.in_flight_bytes", *in_flight_bytes != old.relay.in_flight_bytes),
+            ("wasm", *wasm != old.wasm),
+            ("shutdown.timeout", *shutdown_timeout != old.shutdown.timeout),
+            ("log.level", *level != old.log.level),
+        ];
+        let restart = [
+            ("listeners", listeners(agent) != listeners(&old.agent)),
+            ("upstream", upstream(agent) != upstream(&old.agent)),
+            ("cache.directory", *directory != old.cache.directory),
+            ("health", *health != old.health),
+            ("admin", *admin != old.admin),
+            ("log.format", *format != old.log.format),
+        ];
+        Changes { now: named(&now), restart: named(&restart) }
+    }
+}
+
+fn named(keys: &[(&'static str, bool)]) -> Vec<&'static str> {
+    keys.iter().filter(|(_, changed)| *changed).map(|(key, _)| *key).collect()
+}

@@ -1,0 +1,208 @@
+//! The configuration: what a file says, with every default in place, or every mistake in it.
+//!
+//! Owns the file's format, the environment (nothing else reads it) and the watch for changes. Must not
+//! know who uses a value, and opens nothing but the file itself and `/etc/group`.
+//!
+//! | key | default | limits |
+//! |---|---|---|
+//! | `version` | required | 1 |
+//! | `listeners[].address` | required | `unix:/PATH` or `IP:PORT` |
+//! | `listeners[].mode`, `.group` | `"0660"`, the agent's own | at most 0777; for unix sockets only |
+//! | `upstream.address` or `.directory` | exactly one | `http://HOST:PORT`, `unix:/PATH`; absolute path |
+//! | `cache.directory` | the user's cache directory | absolute |
+//! | `cache.max_module_bytes` | 256MiB | 1KiB to 4GiB |
+//! | `sources.file` | none | absolute |
+//! | `registries.HOST.plain_http` | false | |
+//! | `fetch.timeout` | 2m | 1s to 1h |
+//! | `fetch.progress_timeout` | 30s | 1s to 1h |
+//! | `fetch.concurrency` | 4 | 1 to 64 |
+//! | `blocked_cidrs` | none | |
+//! | `realms` | none | `HOST` or `HOST:PORT` |
+//! | `relay.queue_bytes` | 64MiB | 1MiB to `in_flight_bytes` |
+//! | `relay.in_flight_bytes` | 512MiB | 256MiB to 64GiB |
+//! | `wasm.types`, `.params`, `.imports`, `.functions` | those of `wasm` | 1 to 100000000 |
+//! | `wasm.function_body_bytes` | that of `wasm` | 1KiB to 1GiB |
+//! | `health.listen` | none | `IP:PORT` |
+//! | `admin.listen` | none | `unix:/PATH` (mode 0600) or `IP:PORT` |
+//! | `shutdown.timeout` | 10s | 0s to 1h |
+//! | `log.level`, `log.format` | info; text on a terminal, else json | |
+//!
+//! A file without any of `listeners`, `upstream`, `relay`, `health`, `admin` and `shutdown` is for
+//! `prefetch` alone. A key with no value (null) is unset.
+
+mod address;
+mod changes;
+mod environment;
+mod error;
+mod group;
+mod load;
+mod log;
+mod node;
+mod reader;
+mod schema;
+mod units;
+mod warnings;
+mod watch;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use rustix::fs::Gid;
+
+pub use address::{InvalidAddress, ListenAddress, UpstreamAddress};
+pub use changes::Changes;
+pub use environment::Environment;
+pub use error::{ConfigError, Problem};
+pub use load::{Loader, Overrides};
+pub use log::{Log, LogFormat, LogLevel, NotOneOf};
+pub use units::{show_duration, show_size};
+pub use watch::Watch;
+
+/// A configuration file may have this many bytes.
+pub const MAX_FILE_BYTES: u64 = 1 << 20;
+
+/// A whole configuration, valid in itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// What makes it an agent's; none where the file is for `prefetch` alone.
+    pub agent: Option<Agent>,
+    pub cache: Cache,
+    pub sources: Sources,
+    /// By `HOST` or `HOST:PORT`, in lower case.
+    pub registries: BTreeMap<String, Registry>,
+    pub fetch: Fetch,
+    /// Networks that no fetch may reach, beside those that are always blocked.
+    pub blocked_cidrs: Vec<IpNet>,
+    /// Hosts, in lower case and perhaps with a port, that any registry may name as its token server.
+    pub realms: Vec<String>,
+    pub relay: Relay,
+    pub wasm: WasmBudgets,
+    pub health: Option<Health>,
+    pub admin: Option<Admin>,
+    pub shutdown: Shutdown,
+    pub log: Log,
+}
+
+/// What an agent serves, and where that comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Agent {
+    /// At least one; no two are the same.
+    pub listeners: Vec<Listener>,
+    pub upstream: Upstream,
+}
+
+/// Where Envoys connect.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listener {
+    pub address: ListenAddress,
+    /// Permissions of a unix socket, set whatever the umask is.
+    pub mode: u32,
+    /// The group of a unix socket; none leaves it the agent's.
+    pub group: Option<Gid>,
+}
+
+/// Where configuration comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Upstream {
+    /// A control plane, by ADS.
+    Grpc(UpstreamAddress),
+    /// No control plane: a folder of plugin files.
+    Directory(PathBuf),
+}
+
+/// The store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cache {
+    pub directory: PathBuf,
+    /// A larger module is an error.
+    pub max_module_bytes: u64,
+}
+
+/// What a resource may name beside registries and web servers.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Sources {
+    /// The folders below which `file://` may read.
+    pub file: Vec<PathBuf>,
+}
+
+/// What holds for one registry.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Registry {
+    /// Speak HTTP without TLS to it.
+    pub plain_http: bool,
+}
+
+/// How modules are fetched.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fetch {
+    /// For one fetch as a whole.
+    pub timeout: Duration,
+    /// Without a single byte.
+    pub progress_timeout: Duration,
+    /// Downloads at once.
+    pub concurrency: usize,
+}
+
+impl Default for Fetch {
+    fn default() -> Self {
+        Self { timeout: Duration::from_secs(120), progress_timeout: Duration::from_secs(30), concurrency: 4 }
+    }
+}
+
+/// What the relay may hold in memory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Relay {
+    /// For one peer that does not read; then its stream ends.
+    pub queue_bytes: u64,
+    /// For all streams together; never less than the largest message.
+    pub in_flight_bytes: u64,
+}
+
+impl Default for Relay {
+    fn default() -> Self {
+        Self { queue_bytes: 64 << 20, in_flight_bytes: 512 << 20 }
+    }
+}
+
+/// What a module may have of each before it is refused unread; none is the default of `wasm`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct WasmBudgets {
+    pub types: Option<u64>,
+    /// Parameters and results of all types together.
+    pub params: Option<u64>,
+    pub imports: Option<u64>,
+    pub functions: Option<u64>,
+    /// Of the largest single function.
+    pub function_body_bytes: Option<u64>,
+}
+
+/// `/healthz`, `/readyz` and `/metrics`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Health {
+    pub listen: SocketAddr,
+}
+
+/// The administrator's page. A unix socket has mode 0600.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Admin {
+    pub listen: ListenAddress,
+}
+
+/// The end of an agent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shutdown {
+    /// What runs at the signal may take this long to end.
+    pub timeout: Duration,
+}
+
+impl Default for Shutdown {
+    fn default() -> Self {
+        Self { timeout: Duration::from_secs(10) }
+    }
+}

@@ -1,0 +1,291 @@
+//! The keys: from a tree of nodes to a [`Config`]. The only place that knows them all; their defaults
+//! and limits are in the table of the module above.
+//!
+//! A mistake never ends the reading, so that all of them are told at once: what is wrong is reported
+//! and its default stands in, and the caller drops the result where anything was reported.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use super::address::{InvalidAddress, ListenAddress, parse_host};
+use super::node::Node;
+use super::reader::{Field, Place, Problems, Section};
+use super::{
+    Admin, Agent, Cache, Config, Fetch, Health, Listener, Log, Registry, Relay, Shutdown, Sources, Upstream,
+    WasmBudgets, group,
+};
+
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
+const SECOND: Duration = Duration::from_secs(1);
+const HOUR: Duration = Duration::from_secs(3600);
+
+const DEFAULT_MODE: u32 = 0o660;
+const DEFAULT_MODULE_BYTES: u64 = 256 * MIB;
+/// The largest message that a control plane may send has to fit the budget for all.
+const MAX_MESSAGE_BYTES: u64 = 256 * MIB;
+const MAX_BUDGET: u64 = 100_000_000;
+
+const NO_ADDRESS: &str = "missing: unix:/PATH or IP:PORT";
+
+/// Any of these makes the file an agent's.
+const AGENT_KEYS: [&str; 6] = ["listeners", "upstream", "relay", "health", "admin", "shutdown"];
+
+/// Reads the whole document. The result means something only where `problems` stays empty.
+pub(super) fn read(root: Node, cache_directory: Option<PathBuf>, problems: &Problems) -> Option<Config> {
+    Section::read_root(root, problems, |root| document(root, cache_directory))
+}
+
+fn document(root: &mut Section, cache_directory: Option<PathBuf>) -> Config {
+    let is_agent = AGENT_KEYS.iter().any(|key| root.has(key));
+    match root.take("version") {
+        Some(field) => _ = field.parsed_or_number(version),
+        None => root.refuse("version", "missing: write `version: 1`"),
+    }
+    let mut taken = Taken::default();
+    let listeners = root.take("listeners").map(|field| listeners(field, &mut taken));
+    let upstream = root.take("upstream").map(|field| field.into_section(upstream).flatten());
+    if is_agent && listeners.is_none() {
+        root.refuse("listeners", "missing: an agent needs at least one");
+    }
+    if is_agent && upstream.is_none() {
+        root.refuse("upstream", "missing: an agent needs `address` or `directory` in it");
+    }
+    Config {
+        agent: listeners.zip(upstream.flatten()).map(|(listeners, upstream)| Agent { listeners, upstream }),
+        cache: root
+            .section("cache", |section| cache(section, cache_directory))
+            .unwrap_or_else(Cache::nowhere),
+        sources: root.section("sources", sources).unwrap_or_default(),
+        registries: root.take("registries").and_then(registries).unwrap_or_default(),
+        fetch: root.section("fetch", fetch).unwrap_or_default(),
+        blocked_cidrs: list(root.take("blocked_cidrs"), cidr),
+        realms: list(root.take("realms"), |realm| realm.parsed(parse_host)),
+        relay: root.section("relay", relay).unwrap_or_default(),
+        wasm: root.section("wasm", wasm).unwrap_or_default(),
+        health: root.take("health").and_then(|field| health(field, &mut taken)),
+        admin: root.take("admin").and_then(|field| admin(field, &mut taken)),
+        shutdown: root.section("shutdown", shutdown).unwrap_or_default(),
+        log: root.section("log", log).unwrap_or_default(),
+    }
+}
+
+fn version(text: &str) -> Result<(), &'static str> {
+    if text == "1" { Ok(()) } else { Err("this wasmferry reads version 1 only") }
+}
+
+/// The addresses that are in use so far, each with the key that took it.
+#[derive(Default)]
+struct Taken(Vec<(ListenAddress, Place)>);
+
+impl Taken {
+    /// Takes an address, unless it is in use.
+    fn claim(&mut self, address: &ListenAddress, place: Place) -> Result<(), String> {
+        match self.0.iter().find(|(other, _)| other.collides(address)) {
+            Some((_, by)) => Err(format!("the same address as {} on line {}", by.key, by.line)),
+            None => {
+                self.0.push((address.clone(), place));
+                Ok(())
+            }
+        }
+    }
+
+    /// Reads an address and takes it.
+    fn address<T>(
+        &mut self,
+        field: Field,
+        parse: impl FnOnce(&str) -> Result<T, InvalidAddress>,
+        listen: impl FnOnce(&T) -> ListenAddress,
+    ) -> Option<T> {
+        let place = field.place.clone();
+        field.parsed(|text| {
+            let address = parse(text).map_err(|why| why.to_string())?;
+            self.claim(&listen(&address), place)?;
+            Ok::<_, String>(address)
+        })
+    }
+}
+
+fn listeners(field: Field, taken: &mut Taken) -> Vec<Listener> {
+    field
+        .list_of_some(|item| item.into_section(|section| listener(section, taken)).flatten())
+        .unwrap_or_default()
+}
+
+fn listener(section: &mut Section, taken: &mut Taken) -> Option<Listener> {
+    let address = required(section, "address", NO_ADDRESS);
+    let address =
+        address.and_then(|field| taken.address(field, str::parse::<ListenAddress>, ListenAddress::clone));
+    let is_tcp = matches!(address, Some(ListenAddress::Tcp(_)));
+    let mode = unix_only(section.take("mode"), is_tcp).and_then(|field| field.parsed(mode));
+    let group =
+        unix_only(section.take("group"), is_tcp).and_then(|field| field.parsed_or_number(group::resolve));
+    Some(Listener { address: address?, mode: mode.unwrap_or(DEFAULT_MODE), group })
+}
+
+fn unix_only(field: Option<Field>, is_tcp: bool) -> Option<Field> {
+    match field {
+        Some(field) if is_tcp => field.refuse("only for a unix socket: IP:PORT has no permissions"),
+        field => field,
+    }
+}
+
+/// Permissions as `chmod` takes them. Unquoted, YAML would read another number.
+fn mode(text: &str) -> Result<u32, &'static str> {
+    let octal = (3..=4).contains(&text.len()) && text.bytes().all(|b| (b'0'..=b'7').contains(&b));
+    let mode = octal.then(|| u32::from_str_radix(text, 8).ok()).flatten();
+    match mode {
+        Some(mode) if mode > 0o777 => Err("must not be more than 0777"),
+        Some(mode) => Ok(mode),
+        None => Err("not a mode: octal digits in quotes, as in \"0660\""),
+    }
+}
+
+fn upstream(section: &mut Section) -> Option<Upstream> {
+    match (section.take("address"), section.take("directory")) {
+        (Some(address), None) => address.parsed(str::parse).map(Upstream::Grpc),
+        (None, Some(directory)) => directory.path().map(Upstream::Directory),
+        (Some(_), Some(directory)) => {
+            directory.refuse("set together with upstream.address: give one of the two")
+        }
+        (None, None) => {
+            section.refuse("address", "missing, and so is upstream.directory: give one of the two");
+            None
+        }
+    }
+}
+
+impl Cache {
+    /// Stands in where the section is no map; never seen by anyone.
+    fn nowhere() -> Self {
+        Self { directory: PathBuf::new(), max_module_bytes: 0 }
+    }
+}
+
+fn cache(section: &mut Section, default: Option<PathBuf>) -> Cache {
+    let directory = match section.take("directory") {
+        Some(field) => field.path(),
+        None if default.is_none() => {
+            section.refuse("directory", "missing, and this user has no home directory to use instead");
+            None
+        }
+        None => default,
+    };
+    let max_module_bytes = section.take("max_module_bytes").and_then(|field| field.size(KIB..=4 * GIB));
+    Cache {
+        directory: directory.unwrap_or_default(),
+        max_module_bytes: max_module_bytes.unwrap_or(DEFAULT_MODULE_BYTES),
+    }
+}
+
+fn sources(section: &mut Section) -> Sources {
+    Sources { file: list(section.take("file"), Field::path) }
+}
+
+fn registries(field: Field) -> Option<BTreeMap<String, Registry>> {
+    field.into_section(|section| {
+        let mut registries = BTreeMap::new();
+        for (key, field) in section.take_all() {
+            match parse_host(&key) {
+                Err(why) => field.refuse_unseen(why),
+                Ok(host) if registries.contains_key(&host) => {
+                    field.refuse_unseen("this registry is set twice, in another spelling");
+                }
+                Ok(host) => {
+                    let registry = field.into_section_or_empty(registry).unwrap_or_default();
+                    registries.insert(host, registry);
+                }
+            }
+        }
+        registries
+    })
+}
+
+fn registry(section: &mut Section) -> Registry {
+    Registry { plain_http: section.take("plain_http").and_then(Field::boolean).unwrap_or_default() }
+}
+
+fn fetch(section: &mut Section) -> Fetch {
+    let default = Fetch::default();
+    let mut duration = |key| section.take(key).and_then(|field| field.duration(SECOND..=HOUR));
+    let (timeout, progress_timeout) = (duration("timeout"), duration("progress_timeout"));
+    let concurrency = section.take("concurrency").and_then(|field| field.integer(1..=64));
+    Fetch {
+        timeout: timeout.unwrap_or(default.timeout),
+        progress_timeout: progress_timeout.unwrap_or(default.progress_timeout),
+        concurrency: concurrency.and_then(|n| usize::try_from(n).ok()).unwrap_or(default.concurrency),
+    }
+}
+
+fn cidr(field: Field) -> Option<IpNet> {
+    field.parsed(|text| {
+        text.parse().map_err(|_| "not a network: an address and a length, as in 10.0.0.0/8 or fd00::/8")
+    })
+}
+
+fn relay(section: &mut Section) -> Relay {
+    let default = Relay::default();
+    let size =
+        |section: &mut Section, key, low| section.take(key).and_then(|field| field.size(low..=64 * GIB));
+    let relay = Relay {
+        queue_bytes: size(section, "queue_bytes", MIB).unwrap_or(default.queue_bytes),
+        in_flight_bytes: size(section, "in_flight_bytes", MAX_MESSAGE_BYTES)
+            .unwrap_or(default.in_flight_bytes),
+    };
+    if relay.queue_bytes > relay.in_flight_bytes {
+        section.refuse("queue_bytes", "must not be more than relay.in_flight_bytes, which holds all queues");
+    }
+    relay
+}
+
+fn wasm(section: &mut Section) -> WasmBudgets {
+    let mut count = |key| section.take(key).and_then(|field| field.integer(1..=MAX_BUDGET));
+    WasmBudgets {
+        types: count("types"),
+        params: count("params"),
+        imports: count("imports"),
+        functions: count("functions"),
+        function_body_bytes: section.take("function_body_bytes").and_then(|field| field.size(KIB..=GIB)),
+    }
+}
+
+fn health(field: Field, taken: &mut Taken) -> Option<Health> {
+    let listen = field.into_section(|section| required(section, "listen", "missing: IP:PORT")).flatten()?;
+    let parse = |text: &str| text.parse().map_err(|_| InvalidAddress::Tcp);
+    let listen = taken.address(listen, parse, |address: &SocketAddr| ListenAddress::Tcp(*address))?;
+    Some(Health { listen })
+}
+
+fn admin(field: Field, taken: &mut Taken) -> Option<Admin> {
+    let listen = field.into_section(|section| required(section, "listen", NO_ADDRESS)).flatten()?;
+    Some(Admin { listen: taken.address(listen, str::parse, ListenAddress::clone)? })
+}
+
+fn required<'p>(section: &mut Section<'p>, key: &'static str, why: &str) -> Option<Field<'p>> {
+    let field = section.take(key);
+    if field.is_none() {
+        section.refuse(key, why);
+    }
+    field
+}
+
+fn shutdown(section: &mut Section) -> Shutdown {
+    let timeout = section.take("timeout").and_then(|field| field.duration(Duration::ZERO..=HOUR));
+    timeout.map_or_else(Shutdown::default, |timeout| Shutdown { timeout })
+}
+
+fn log(section: &mut Section) -> Log {
+    Log {
+        level: section.take("level").and_then(|field| field.parsed(str::parse)),
+        format: section.take("format").and_then(|field| field.parsed(str::parse)),
+    }
+}
+
+fn list<'p, T>(field: Option<Field<'p>>, read: impl FnMut(Field<'p>) -> Option<T>) -> Vec<T> {
+    field.and_then(|field| field.list(read)).unwrap_or_default()
+}
