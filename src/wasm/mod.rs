@@ -3,9 +3,16 @@
 //!
 //! Knows no network, no store and no xDS.
 
+mod abi;
+mod budget;
+mod check;
+mod input;
 mod tar;
 mod unpack;
 
+pub use abi::AbiVersion;
+pub use budget::Budgets;
+pub use check::{ModuleError, ModuleInfo, check};
 pub use unpack::{Limits, Packaging, UnpackError, unpack};
 
 /// What bytes that are no Wasm module look like, from their beginning, for an error message.
