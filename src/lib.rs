@@ -6,3 +6,4 @@ pub mod clock;
 pub mod digest;
 pub mod module;
 pub mod secret;
+pub mod store;

@@ -1,0 +1,2 @@
+//! Tests of the store.
+pub(super) mod faults;
