@@ -109,7 +109,10 @@ impl Store {
 
 fn read(file: File) -> Option<Entry> {
     let mut bytes = Vec::new();
-    file.reader().take(LIMIT).read_to_end(&mut bytes).ok()?;
+    file.reader().take(LIMIT + 1).read_to_end(&mut bytes).ok()?;
+    if bytes.len() as u64 > LIMIT {
+        return None;
+    }
     serde_json::from_slice(&bytes).ok()
 }
 
