@@ -1,0 +1,328 @@
+//! The store's one way to the file system. Everything starts at a root that is opened once and goes
+//! down one name at a time, refusing links at each, so that nothing outside the root can be reached
+//! whatever lies below it. This needs nothing of the kernel that a container may be denied. Every call
+//! passes an [`Observer`].
+//!
+//! Names come from the store's own code: none holds a `/` or is `..`. What is at which name, and
+//! what it is good for, is not known here.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::{
+    AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat, StatVfsMountFlags, fchmod, fstat, fstatvfs, fsync,
+    linkat, mkdirat, openat, renameat, statat, unlinkat,
+};
+use rustix::io::Errno;
+
+use super::error::{Operation, StoreError};
+use super::file::File;
+use super::observer::Observer;
+
+/// Folders for their owner alone.
+pub(super) const OWNER_ONLY: u32 = 0o700;
+/// Folders that others may pass through to a name they know, and not list.
+pub(super) const PASSAGE: u32 = 0o711;
+/// Files that nobody writes to any more.
+pub(super) const READ_ONLY: u32 = 0o444;
+/// Files for their owner alone.
+pub(super) const SECRET: u32 = 0o600;
+
+const WRITE_BY_OTHERS: u32 = 0o022;
+const FOLDER: OFlags = OFlags::DIRECTORY.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+/// Without blocking, so that a named pipe in a file's place cannot hold us.
+const FILE: OFlags = OFlags::NOFOLLOW.union(OFlags::NONBLOCK).union(OFlags::NOCTTY).union(OFlags::CLOEXEC);
+
+/// An open folder. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(super) struct Folder {
+    fd: Arc<OwnedFd>,
+    path: PathBuf,
+    observer: Observer,
+}
+
+/// What lies at a name.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Found {
+    Nothing,
+    /// A read-only file of ours with this many bytes.
+    Sound(u64),
+    /// A file of ours that somebody may have written to.
+    Unsound,
+}
+
+/// Opens the folder that an operator named, after making it and its parents where they are missing.
+/// Links in the way to it are resolved here, once; from here on none is followed.
+pub(super) fn open_root(directory: &Path, observer: Observer) -> Result<Folder, StoreError> {
+    let resolve =
+        |error| StoreError::Io { operation: Operation::Resolve, path: directory.to_owned(), source: error };
+    let wanted = std::path::absolute(directory).map_err(resolve)?;
+    make_with_parents(&wanted, &observer)?;
+    let path = wanted.canonicalize().map_err(resolve)?;
+    if path.to_str().is_none() {
+        return Err(StoreError::NotText { path });
+    }
+    let (root, stat) = open_folder(CWD, &path, path.clone(), &observer)?
+        .ok_or_else(|| StoreError::new(Operation::OpenFolder, &path, Errno::NOENT))?;
+    admit(&stat, &path)?;
+    let mount = observer.run(Operation::Inspect, &path, || fstatvfs(&root.fd))?;
+    if mount.f_flag.contains(StatVfsMountFlags::RDONLY) {
+        return Err(StoreError::ReadOnly { path });
+    }
+    Ok(root)
+}
+
+fn make_with_parents(path: &Path, observer: &Observer) -> Result<(), StoreError> {
+    let make =
+        || observer.raw(Operation::MakeFolder, path, || mkdirat(CWD, path, Mode::from_raw_mode(PASSAGE)));
+    let made = match (make(), path.parent()) {
+        (Err(Errno::NOENT), Some(parent)) => {
+            make_with_parents(parent, observer)?;
+            make()
+        }
+        (made, _) => made,
+    };
+    match made {
+        // Whatever stands in its place is judged when it is opened.
+        Err(Errno::EXIST) => return Ok(()),
+        made => made.map_err(|errno| StoreError::new(Operation::MakeFolder, path, errno))?,
+    }
+    if let Some((folder, stat)) = open_folder(CWD, path, path.to_owned(), observer)? {
+        admit(&stat, path)?;
+        folder.set_mode(PASSAGE)?;
+    }
+    let Some(parent) = path.parent() else { return Ok(()) };
+    match open_folder(CWD, parent, parent.to_owned(), observer) {
+        Ok(Some((parent, _))) => parent.sync(),
+        // Its parent may be one that we may write to and not read; losing an empty store in a crash
+        // costs nothing.
+        _ => Ok(()),
+    }
+}
+
+/// `None` where nothing is at that path.
+fn open_folder(
+    below: impl AsFd,
+    name: &Path,
+    path: PathBuf,
+    observer: &Observer,
+) -> Result<Option<(Folder, Stat)>, StoreError> {
+    let open = || openat(&below, name, FOLDER | OFlags::RDONLY, Mode::empty());
+    let fd = match observer.raw(Operation::OpenFolder, &path, open) {
+        Ok(fd) => fd,
+        Err(Errno::NOENT) => return Ok(None),
+        // The kernel says the same of a link and of a file.
+        Err(Errno::NOTDIR | Errno::LOOP) => {
+            let stat = || statat(&below, name, AtFlags::SYMLINK_NOFOLLOW);
+            let stat = observer.run(Operation::Inspect, &path, stat)?;
+            return Err(match FileType::from_raw_mode(stat.st_mode) {
+                FileType::Symlink => StoreError::Link { path },
+                _ => StoreError::NotAFolder { path },
+            });
+        }
+        Err(errno) => return Err(StoreError::new(Operation::OpenFolder, &path, errno)),
+    };
+    let stat = observer.run(Operation::Inspect, &path, || fstat(&fd))?;
+    Ok(Some((Folder { fd: Arc::new(fd), path, observer: observer.clone() }, stat)))
+}
+
+/// Refuses what is not ours, or not ours alone to write.
+fn admit(stat: &Stat, path: &Path) -> Result<(), StoreError> {
+    owned(stat, path)?;
+    if stat.st_mode & WRITE_BY_OTHERS != 0 {
+        return Err(StoreError::WritableByOthers { path: path.to_owned(), mode: stat.st_mode & 0o7777 });
+    }
+    Ok(())
+}
+
+fn owned(stat: &Stat, path: &Path) -> Result<(), StoreError> {
+    let user = rustix::process::geteuid().as_raw();
+    if stat.st_uid == user {
+        return Ok(());
+    }
+    Err(StoreError::NotOurs { path: path.to_owned(), owner: stat.st_uid, user })
+}
+
+impl Folder {
+    /// The absolute path.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Opens a folder in this one, where there is one. It must be ours, and no wider than `mode`.
+    pub(super) fn folder(&self, name: &str, mode: u32) -> Result<Option<Folder>, StoreError> {
+        Ok(self.folder_and_mode(name, mode)?.map(|(folder, _)| folder))
+    }
+
+    /// Opens a folder in this one and makes it first where it is missing.
+    pub(super) fn make_folder(&self, name: &str, mode: u32) -> Result<Folder, StoreError> {
+        let (folder, found) = match self.folder_and_mode(name, mode)? {
+            Some(found) => found,
+            None => {
+                let path = self.path.join(name);
+                let make = || mkdirat(&self.fd, name, Mode::from_raw_mode(mode));
+                match self.observer.raw(Operation::MakeFolder, &path, make) {
+                    // Another process was as quick.
+                    Ok(()) | Err(Errno::EXIST) => {}
+                    Err(errno) => return Err(StoreError::new(Operation::MakeFolder, &path, errno)),
+                }
+                self.folder_and_mode(name, mode)?
+                    .ok_or_else(|| StoreError::new(Operation::OpenFolder, &path, Errno::NOENT))?
+            }
+        };
+        // What the umask took away, and what a set-group-id parent added.
+        if found != mode {
+            folder.set_mode(mode)?;
+        }
+        Ok(folder)
+    }
+
+    fn folder_and_mode(&self, name: &str, mode: u32) -> Result<Option<(Folder, u32)>, StoreError> {
+        let path = self.path.join(name);
+        let Some((folder, stat)) = open_folder(&self.fd, Path::new(name), path, &self.observer)? else {
+            return Ok(None);
+        };
+        admit(&stat, &folder.path)?;
+        let found = stat.st_mode & 0o7777;
+        if found & 0o777 & !mode != 0 {
+            return Err(StoreError::Mode { path: folder.path, mode: found, expected: mode });
+        }
+        Ok(Some((folder, found)))
+    }
+
+    fn set_mode(&self, mode: u32) -> Result<(), StoreError> {
+        let set = || fchmod(&self.fd, Mode::from_raw_mode(mode));
+        self.observer.run(Operation::SetMode, &self.path, set)
+    }
+
+    /// Makes the names in this folder durable.
+    pub(super) fn sync(&self) -> Result<(), StoreError> {
+        self.observer.run(Operation::SyncFolder, &self.path, || fsync(&self.fd))
+    }
+
+    /// The names in this folder, except those that are not UTF-8: they are not the store's.
+    pub(super) fn names(&self) -> Result<Vec<String>, StoreError> {
+        self.observer.run(Operation::List, &self.path, || {
+            let mut names = Vec::new();
+            for entry in Dir::read_from(&self.fd)? {
+                match entry?.file_name().to_str() {
+                    Ok("." | "..") | Err(_) => {}
+                    Ok(name) => names.push(name.to_owned()),
+                }
+            }
+            Ok(names)
+        })
+    }
+
+    /// Creates a file that can be read and written. The caller sets its mode: the umask has a say
+    /// in the one that it has now.
+    pub(super) fn create(&self, name: &str) -> Result<File, StoreError> {
+        let path = self.path.join(name);
+        let flags = FILE | OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
+        let create = || openat(&self.fd, name, flags, Mode::from_raw_mode(SECRET));
+        let fd = self.observer.run(Operation::Create, &path, create)?;
+        Ok(File::new(fd, path, self.observer.clone()))
+    }
+
+    /// Opens a file for reading, where there is one. It must be regular and ours.
+    pub(super) fn open(&self, name: &str) -> Result<Option<File>, StoreError> {
+        let path = self.path.join(name);
+        let open = || openat(&self.fd, name, FILE | OFlags::RDONLY, Mode::empty());
+        let fd = match self.observer.raw(Operation::Open, &path, open) {
+            Ok(fd) => fd,
+            Err(Errno::NOENT) => return Ok(None),
+            Err(errno) => return Err(StoreError::new(Operation::Open, &path, errno)),
+        };
+        let file = File::new(fd, path, self.observer.clone());
+        let stat = file.stat()?;
+        regular(&stat, file.path())?;
+        owned(&stat, file.path())?;
+        Ok(Some(file))
+    }
+
+    /// Looks at a name without opening it. Anything but a regular file of ours is an error.
+    pub(super) fn find(&self, name: &str) -> Result<Found, StoreError> {
+        let path = self.path.join(name);
+        let inspect = || statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW);
+        let stat = match self.observer.raw(Operation::Inspect, &path, inspect) {
+            Ok(stat) => stat,
+            Err(Errno::NOENT) => return Ok(Found::Nothing),
+            Err(errno) => return Err(StoreError::new(Operation::Inspect, &path, errno)),
+        };
+        regular(&stat, &path)?;
+        owned(&stat, &path)?;
+        Ok(match u64::try_from(stat.st_size) {
+            Ok(size) if stat.st_mode & 0o7777 == READ_ONLY => Found::Sound(size),
+            _ => Found::Unsound,
+        })
+    }
+
+    /// Gives a file a second name; `false` where that name is taken.
+    pub(super) fn link(&self, name: &str, to: &Folder, new: &str) -> Result<bool, StoreError> {
+        let path = to.path.join(new);
+        let link = || linkat(&self.fd, name, &to.fd, new, AtFlags::empty());
+        match self.observer.raw(Operation::Link, &path, link) {
+            Ok(()) => Ok(true),
+            Err(Errno::EXIST) => Ok(false),
+            Err(errno) => Err(StoreError::new(Operation::Link, &path, errno)),
+        }
+    }
+
+    /// Moves a file to another name, in the place of what is there.
+    pub(super) fn rename(&self, name: &str, to: &Folder, new: &str) -> Result<(), StoreError> {
+        let path = to.path.join(new);
+        self.observer.run(Operation::Rename, &path, || renameat(&self.fd, name, &to.fd, new))
+    }
+
+    /// Removes a name of a file. One that is gone already is as good.
+    pub(super) fn remove(&self, name: &str) -> Result<(), StoreError> {
+        let path = self.path.join(name);
+        match self.observer.raw(Operation::Remove, &path, || unlinkat(&self.fd, name, AtFlags::empty())) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(errno) => Err(StoreError::new(Operation::Remove, &path, errno)),
+        }
+    }
+}
+
+/// Syncs several folders at the same time: they mostly wait for one and the same flush of the disk.
+pub(super) fn sync_together(folders: &[&Folder]) -> Result<(), StoreError> {
+    let Some((first, others)) = folders.split_first() else { return Ok(()) };
+    std::thread::scope(|scope| {
+        let spawn = |folder: &'_ &Folder| {
+            let folder = Folder::clone(folder);
+            std::thread::Builder::new().spawn_scoped(scope, move || folder.sync())
+        };
+        let others: Vec<_> = others.iter().map(|folder| (folder, spawn(folder))).collect();
+        let mut result = first.sync();
+        for (folder, thread) in others {
+            result = result.and(match thread {
+                Ok(thread) => joined(thread.join(), Operation::SyncFolder, &folder.path),
+                // No thread to be had: one after the other, then.
+                Err(_) => folder.sync(),
+            });
+        }
+        result
+    })
+}
+
+/// What a thread that syncs has found. One that died has synced nothing.
+pub(super) fn joined(
+    joined: std::thread::Result<Result<(), StoreError>>,
+    operation: Operation,
+    path: &Path,
+) -> Result<(), StoreError> {
+    joined.unwrap_or_else(|_| {
+        let source = io::Error::other("the thread that did it died");
+        Err(StoreError::Io { operation, path: path.to_owned(), source })
+    })
+}
+
+fn regular(stat: &Stat, path: &Path) -> Result<(), StoreError> {
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::RegularFile => Ok(()),
+        FileType::Symlink => Err(StoreError::Link { path: path.to_owned() }),
+        _ => Err(StoreError::NotAFile { path: path.to_owned() }),
+    }
+}

@@ -1,0 +1,149 @@
+//! The index: who asks and for which source, to the payload that was last brought for it. A hint:
+//! what it says is believed only where the content bears it out, and losing it costs fetches.
+//!
+//! A record is one file, so that processes need no lock: the last one to write wins. Its name and
+//! its content hold keyed hashes, since a source may be a URL whose query is a secret.
+
+use std::io::Read as _;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+
+use super::error::StoreError;
+use super::file::File;
+use super::fs::{SECRET, sync_together};
+use super::key::Purpose;
+use super::layout::Way;
+use super::temporary::Temporary;
+use super::{Audience, PayloadDigest, Record, Store};
+use crate::digest::SourceDigest;
+
+const FORMAT: u32 = 1;
+/// The longest record in bytes that is written or read.
+const LIMIT: u64 = 64 << 10;
+
+/// A record as it lies on disk.
+#[derive(Serialize, Deserialize)]
+struct Entry {
+    format: u32,
+    /// Who asks, and a keyed hash of the source: a record that came to lie under another's name is
+    /// found out.
+    audience: String,
+    key: String,
+    payload: String,
+    source: String,
+    size: u64,
+    resource_version: Option<String>,
+    /// Seconds since 1970.
+    fetched_at: u64,
+    url: String,
+}
+
+/// What a record is found by.
+struct EntryKey {
+    audience: String,
+    source: String,
+    hash: [u8; 32],
+}
+
+impl EntryKey {
+    fn new(store: &Store, audience: &Audience, source: &str) -> Self {
+        let audience = match audience {
+            Audience::Public => "public".to_owned(),
+            Audience::Private(tag) => format!("private:{}", tag.hex()),
+        };
+        let source = hex::encode(store.key().hash(Purpose::Source, &[source.as_bytes()]));
+        let hash = store.key().hash(Purpose::Entry, &[audience.as_bytes(), source.as_bytes()]);
+        Self { audience, source, hash }
+    }
+
+    fn file_name(&self) -> String {
+        format!("{}.json", hex::encode(self.hash))
+    }
+}
+
+impl Store {
+    /// What was last brought for this audience from this source, if its view is still there and
+    /// whole. A record that cannot be read is a miss, counted by
+    /// [`dropped_records`](Self::dropped_records) and left for the next one to replace: removing it
+    /// could hit a newer one that another process has just put there.
+    pub fn lookup(&self, audience: &Audience, source: &str) -> Result<Option<Record>, StoreError> {
+        let key = EntryKey::new(self, audience, source);
+        let Some(folder) = Way::record(&key.hash).walk(self.root())? else { return Ok(None) };
+        let record = match folder.open(&key.file_name()) {
+            Ok(None) => return Ok(None),
+            Ok(Some(file)) => read(file).and_then(|entry| entry.into_record(&key)),
+            Err(_) => None,
+        };
+        let Some(record) = record else {
+            self.0.dropped_records.fetch_add(1, Ordering::Relaxed);
+            return Ok(None);
+        };
+        let stored = self.view(audience, &record.payload)?;
+        Ok(stored.filter(|stored| stored.size == record.size).map(|_| record))
+    }
+
+    /// Remembers what was brought, durably, in the place of what was remembered before.
+    pub fn record(&self, audience: &Audience, source: &str, record: &Record) -> Result<(), StoreError> {
+        let key = EntryKey::new(self, audience, source);
+        let entry = Entry::new(&key, record);
+        let bytes = serde_json::to_vec(&entry).map_err(|error| StoreError::from_io(error.into()))?;
+        if bytes.len() as u64 > LIMIT {
+            return Err(StoreError::RecordTooLarge { size: bytes.len(), limit: LIMIT });
+        }
+        let mut file = Temporary::create(&Way::ingest().make(self.root())?.folder, SECRET)?;
+        file.file().write_all(&bytes)?;
+        file.file().sync()?;
+        let place = Way::record(&key.hash).make(self.root())?;
+        file.rename(&place.folder, &key.file_name())?;
+        sync_together(&[&place.folder, &place.parent])
+    }
+
+    /// How many records could not be read, or were not what they were looked up for, since the
+    /// store was opened.
+    pub fn dropped_records(&self) -> u64 {
+        self.0.dropped_records.load(Ordering::Relaxed)
+    }
+}
+
+fn read(file: File) -> Option<Entry> {
+    let mut bytes = Vec::new();
+    file.reader().take(LIMIT + 1).read_to_end(&mut bytes).ok()?;
+    if bytes.len() as u64 > LIMIT {
+        return None;
+    }
+    serde_json::from_slice(&bytes).ok()
+}
+
+impl Entry {
+    fn new(key: &EntryKey, record: &Record) -> Self {
+        let fetched_at = record.fetched_at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        Self {
+            format: FORMAT,
+            audience: key.audience.clone(),
+            key: key.source.clone(),
+            payload: record.payload.to_string(),
+            source: record.source.to_string(),
+            size: record.size,
+            resource_version: record.resource_version.clone(),
+            fetched_at,
+            url: record.url.clone(),
+        }
+    }
+
+    /// The record, if it is one for this key.
+    fn into_record(self, key: &EntryKey) -> Option<Record> {
+        if self.format != FORMAT || self.audience != key.audience || self.key != key.source {
+            return None;
+        }
+        Some(Record {
+            payload: self.payload.parse::<PayloadDigest>().ok()?,
+            source: self.source.parse::<SourceDigest>().ok()?,
+            size: self.size,
+            resource_version: self.resource_version,
+            fetched_at: SystemTime::checked_add(&UNIX_EPOCH, Duration::from_secs(self.fetched_at))?,
+            url: self.url,
+        })
+    }
+}

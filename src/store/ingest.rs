@@ -1,0 +1,113 @@
+//! The one writer: bytes come in, are hashed as they stream to a file that nobody sees, and become
+//! a module in the store only when they are committed.
+
+use std::io::{self, Read, Seek, Write};
+use std::thread::JoinHandle;
+
+use sha2::{Digest as _, Sha256};
+
+use super::error::{Operation, StoreError};
+use super::fs::{READ_ONLY, joined};
+use super::layout::Way;
+use super::temporary::Temporary;
+use super::{Audience, PayloadDigest, Store, Stored};
+
+/// A payload that is being written. Dropping it removes what was written.
+#[derive(Debug)]
+pub struct Ingest {
+    store: Store,
+    file: Temporary,
+    hash: Sha256,
+    size: u64,
+    broken: bool,
+}
+
+/// A payload that has been written and hashed and is not yet in the store. Dropping it removes it.
+#[derive(Debug)]
+pub struct Finished {
+    store: Store,
+    file: Temporary,
+    payload: PayloadDigest,
+    size: u64,
+    sync: Option<JoinHandle<Result<(), StoreError>>>,
+}
+
+impl Store {
+    /// Begins to write a payload. How large it may get is the caller's to limit.
+    pub fn ingest(&self) -> Result<Ingest, StoreError> {
+        let folder = Way::ingest().make(self.root())?.folder;
+        // The mode goes to disk with the bytes: it is never set later.
+        let file = Temporary::create(&folder, READ_ONLY)?;
+        Ok(Ingest { store: self.clone(), file, hash: Sha256::new(), size: 0, broken: false })
+    }
+}
+
+/// The errors hold a [`StoreError`]: [`StoreError::from_io`] takes it out.
+impl Write for Ingest {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.file.file().write(bytes).inspect_err(|_| self.broken = true)?;
+        // The kernel may take less than it was given.
+        self.hash.update(bytes.get(..written).unwrap_or(bytes));
+        self.size = self.size.saturating_add(written as u64);
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Ingest {
+    /// Ends the writing. An ingest of which a write has failed is refused: what it holds hashes
+    /// well and is not what was meant.
+    pub fn finish(self) -> Result<Finished, StoreError> {
+        if self.broken {
+            return Err(StoreError::Broken);
+        }
+        let payload = PayloadDigest::from_bytes(self.hash.finalize().into());
+        Ok(Finished { store: self.store, file: self.file, payload, size: self.size, sync: None })
+    }
+}
+
+impl Finished {
+    /// The digest of what was written.
+    pub fn payload(&self) -> PayloadDigest {
+        self.payload
+    }
+
+    /// Bytes.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Reads what was written, from its start.
+    pub fn reader(&self) -> Result<impl Read + Seek + Send + use<>, StoreError> {
+        Ok(self.file.file().duplicate()?.reader())
+    }
+
+    /// Begins to make the bytes durable in another thread, for callers who have something to do
+    /// before they [`commit`](Self::commit), which waits for it.
+    pub fn start_sync(&mut self) {
+        if self.sync.is_some() {
+            return;
+        }
+        // Where no handle or thread is to be had, the commit does it.
+        self.sync = self.file.file().duplicate().ok().and_then(|file| {
+            std::thread::Builder::new().name("store-sync".to_owned()).spawn(move || file.sync()).ok()
+        });
+    }
+
+    /// Puts the payload into the store, durably, and gives the audience its view of it. What lies
+    /// there already is used and this copy of it removed.
+    ///
+    /// After an error nothing of this payload is visible, with one exception: where names could not
+    /// be made durable they stay, since another process may have handed them out by then. What they
+    /// name is whole and its bytes are on disk.
+    pub fn commit(mut self, audience: &Audience) -> Result<Stored, StoreError> {
+        match self.sync.take() {
+            Some(thread) => joined(thread.join(), Operation::Sync, self.file.file().path())?,
+            None => self.file.file().sync()?,
+        }
+        self.store.place(&mut self.file, &self.payload, self.size, audience)
+    }
+}

@@ -1,0 +1,109 @@
+//! Which folder holds what, and with which mode. The tree is drawn in the module's own page.
+
+use std::borrow::Cow;
+
+use super::error::StoreError;
+use super::fs::{Folder, OWNER_ONLY, PASSAGE};
+use super::{Audience, PayloadDigest};
+
+/// The way from the root to a folder: names with the modes that those folders have.
+#[derive(Debug)]
+pub(super) struct Way(Vec<(Cow<'static, str>, u32)>);
+
+/// A folder, and the one that it is in.
+#[derive(Debug)]
+pub(super) struct Place {
+    pub(super) parent: Folder,
+    pub(super) folder: Folder,
+}
+
+impl Way {
+    /// The format's version. Another version lives in a folder of its own and is left alone.
+    pub(super) fn version() -> Self {
+        Self(vec![(Cow::Borrowed("v1"), PASSAGE)])
+    }
+
+    /// What only the agent reads.
+    pub(super) fn content() -> Self {
+        Self::version().to("content", OWNER_ONLY)
+    }
+
+    /// Files that are being written.
+    pub(super) fn ingest() -> Self {
+        Self::content().to("ingest", OWNER_ONLY)
+    }
+
+    /// All payloads.
+    pub(super) fn blobs() -> Self {
+        Self::content().to("blobs", OWNER_ONLY)
+    }
+
+    /// The payloads that begin like this one.
+    pub(super) fn blob(payload: &PayloadDigest) -> Self {
+        Self::blobs().to(first_byte(payload.as_bytes()), OWNER_ONLY)
+    }
+
+    /// All records.
+    pub(super) fn index() -> Self {
+        Self::content().to("index", OWNER_ONLY)
+    }
+
+    /// The records whose key begins like this one.
+    pub(super) fn record(key: &[u8; 32]) -> Self {
+        Self::index().to(first_byte(key), OWNER_ONLY)
+    }
+
+    /// The views of what anybody may have.
+    pub(super) fn public() -> Self {
+        Self::version().to("public", PASSAGE)
+    }
+
+    /// The views of what only those with a credential may have.
+    pub(super) fn private() -> Self {
+        Self::version().to("private", PASSAGE)
+    }
+
+    /// The audience's view of a payload.
+    pub(super) fn view(audience: &Audience, payload: &PayloadDigest) -> Self {
+        match audience {
+            Audience::Public => Self::public().to(first_byte(payload.as_bytes()), PASSAGE),
+            Audience::Private(tag) => Self::private().to(tag.hex(), PASSAGE),
+        }
+    }
+
+    fn to(mut self, name: impl Into<Cow<'static, str>>, mode: u32) -> Self {
+        self.0.push((name.into(), mode));
+        self
+    }
+
+    /// Goes there, if all of the way exists.
+    pub(super) fn walk(&self, root: &Folder) -> Result<Option<Folder>, StoreError> {
+        let mut at = root.clone();
+        for (name, mode) in &self.0 {
+            match at.folder(name, *mode)? {
+                Some(next) => at = next,
+                None => return Ok(None),
+            }
+        }
+        Ok(Some(at))
+    }
+
+    /// Goes there, and makes what is missing of the way.
+    pub(super) fn make(&self, root: &Folder) -> Result<Place, StoreError> {
+        let mut place = Place { parent: root.clone(), folder: root.clone() };
+        for (name, mode) in &self.0 {
+            let next = place.folder.make_folder(name, *mode)?;
+            place = Place { parent: place.folder, folder: next };
+        }
+        Ok(place)
+    }
+}
+
+/// The name of a payload's file in its audience's folder.
+pub(super) fn view_name(payload: &PayloadDigest) -> String {
+    format!("{}.wasm", payload.hex())
+}
+
+fn first_byte(bytes: &[u8; 32]) -> String {
+    hex::encode([bytes[0]])
+}

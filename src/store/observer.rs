@@ -1,0 +1,59 @@
+//! Stands between the store and the kernel: each operation on a file or folder is announced here
+//! first, so that tests can count, record and fail it. In a build that is not a test it does nothing.
+
+use std::path::Path;
+#[cfg(test)]
+use std::sync::Arc;
+
+use super::error::{Operation, StoreError};
+
+/// Sees each operation before it is done.
+#[derive(Clone, Debug, Default)]
+pub(super) enum Observer {
+    #[default]
+    None,
+    #[cfg(test)]
+    Faults(Arc<super::tests::faults::Faults>),
+}
+
+impl Observer {
+    /// What is done in the operation's place, if anything.
+    #[cfg_attr(not(test), expect(unused_variables))]
+    fn before(&self, operation: Operation, path: &Path) -> rustix::io::Result<()> {
+        match self {
+            Self::None => Ok(()),
+            #[cfg(test)]
+            Self::Faults(faults) => faults.before(operation, path),
+        }
+    }
+
+    /// How many of `length` bytes one write takes at most.
+    pub(super) fn write_limit(&self, length: usize) -> usize {
+        match self {
+            Self::None => length,
+            #[cfg(test)]
+            Self::Faults(faults) => faults.write_limit(length),
+        }
+    }
+
+    /// Does it, or what the observer has in its place.
+    pub(super) fn raw<T>(
+        &self,
+        operation: Operation,
+        path: &Path,
+        call: impl FnMut() -> rustix::io::Result<T>,
+    ) -> rustix::io::Result<T> {
+        self.before(operation, path)?;
+        rustix::io::retry_on_intr(call)
+    }
+
+    /// The same, with the error named.
+    pub(super) fn run<T>(
+        &self,
+        operation: Operation,
+        path: &Path,
+        call: impl FnMut() -> rustix::io::Result<T>,
+    ) -> Result<T, StoreError> {
+        self.raw(operation, path, call).map_err(|errno| StoreError::new(operation, path, errno))
+    }
+}

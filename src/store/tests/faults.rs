@@ -1,0 +1,79 @@
+//! A file system that fails when told to.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use rustix::io::Errno;
+
+use crate::store::error::Operation;
+
+/// Sees the store's operations and fails some of them.
+#[derive(Debug, Default)]
+pub(in crate::store) struct Faults(Mutex<State>);
+
+#[derive(Default)]
+struct State {
+    plan: Option<Plan>,
+    interlude: Option<(Operation, Box<dyn FnOnce() + Send>)>,
+    short_writes: bool,
+    seen: Vec<(Operation, PathBuf)>,
+}
+
+impl fmt::Debug for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("State").field("plan", &self.plan).finish_non_exhaustive()
+    }
+}
+
+/// Which operation fails, counted from zero when the plan was made, and how.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::store) struct Plan {
+    pub(in crate::store) at: usize,
+    pub(in crate::store) errno: Errno,
+    /// Whether all after it fail too, as if the process were dead.
+    pub(in crate::store) for_good: bool,
+}
+
+impl Faults {
+    /// From here on operations are counted, and fail by this plan.
+    pub(in crate::store) fn arm(&self, plan: Plan) {
+        let mut state = self.0.lock().unwrap();
+        state.seen.clear();
+        state.plan = Some(plan);
+    }
+
+    /// Nothing fails any more. Returns the operations since the plan was made.
+    pub(in crate::store) fn disarm(&self) -> Vec<(Operation, PathBuf)> {
+        let mut state = self.0.lock().unwrap();
+        state.plan = None;
+        std::mem::take(&mut state.seen)
+    }
+
+    /// What another process does just before the next such operation.
+    pub(in crate::store) fn just_before(&self, operation: Operation, then: impl FnOnce() + Send + 'static) {
+        self.0.lock().unwrap().interlude = Some((operation, Box::new(then)));
+    }
+
+    /// From here on every write takes a few bytes at most.
+    pub(in crate::store) fn shorten_writes(&self) {
+        self.0.lock().unwrap().short_writes = true;
+    }
+
+    pub(in crate::store) fn before(&self, operation: Operation, path: &Path) -> rustix::io::Result<()> {
+        let mut state = self.0.lock().unwrap();
+        if let Some((_, then)) = state.interlude.take_if(|(at, _)| *at == operation) {
+            then();
+        }
+        let number = state.seen.len();
+        state.seen.push((operation, path.to_owned()));
+        match state.plan {
+            Some(plan) if number == plan.at || (plan.for_good && number > plan.at) => Err(plan.errno),
+            _ => Ok(()),
+        }
+    }
+
+    pub(in crate::store) fn write_limit(&self, length: usize) -> usize {
+        if self.0.lock().unwrap().short_writes { length.min(7) } else { length }
+    }
+}
