@@ -7,3 +7,5 @@ pub mod digest;
 pub mod module;
 pub mod protobuf;
 pub mod secret;
+pub mod upstream;
+pub mod cli;

@@ -1,0 +1,3 @@
+//! Where resources come from: a control plane, or a directory of plugin files that takes its place.
+
+pub mod directory;
