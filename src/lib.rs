@@ -2,10 +2,10 @@
 //!
 //! Modules, bottom-up; each uses only those above it in this list:
 
+pub mod cli;
 pub mod clock;
 pub mod digest;
 pub mod module;
 pub mod protobuf;
 pub mod secret;
 pub mod upstream;
-pub mod cli;

@@ -311,9 +311,11 @@ impl Fields {
     pub fn finish(self) -> Result<(), Fault> {
         match self.fields.first_key_value() {
             None => Ok(()),
-            Some((name, (line, _))) => {
-                Err(Fault { line: Some(*line), field: Some(self.at(name)), why: "is not a known field".to_owned() })
-            }
+            Some((name, (line, _))) => Err(Fault {
+                line: Some(*line),
+                field: Some(self.at(name)),
+                why: "is not a known field".to_owned(),
+            }),
         }
     }
 }

@@ -137,14 +137,17 @@ impl Folder {
     async fn follow(self) -> Result<(), JoinError> {
         let Folder { mut reader, snapshots, clock, pace } = self;
         let mut watch = Watch::none();
-        // What happened between the first reading and the watch has no event.
-        let mut unsettled = true;
+        let mut unsettled = false;
         loop {
-            (reader, watch) = blocking(reader, move |reader| watch.renew(reader, pace.events)).await?;
-            let told = tokio::select! {
-                () = watch.changed() => true,
-                () = clock.sleep(pace.poll) => false,
-            };
+            let renewed;
+            (reader, (watch, renewed)) =
+                blocking(reader, move |reader| watch.renew(reader, pace.events)).await?;
+            // What happened before a watch was set has no event.
+            let told = renewed
+                || tokio::select! {
+                    () = watch.changed() => true,
+                    () = clock.sleep(pace.poll) => false,
+                };
             let changed;
             (reader, changed) = blocking(reader, |reader| reader.has_changed()).await?;
             if !(told || unsettled || changed) {

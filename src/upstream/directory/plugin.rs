@@ -269,7 +269,10 @@ fn read_spec(mut spec: Fields, identity: Identity) -> Result<WasmPlugin, Fault> 
     spec.finish()?;
     if placed {
         let plugin = plugin.full_name();
-        tracing::debug!(plugin, "phase, priority, match and selectors have no effect without a control plane");
+        tracing::debug!(
+            plugin,
+            "phase, priority, match and selectors have no effect without a control plane"
+        );
     }
     Ok(plugin)
 }

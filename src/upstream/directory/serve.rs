@@ -133,7 +133,8 @@ impl Session {
         self.sent = offers.iter().map(|(name, offer)| (name.clone(), offer.version.clone())).collect();
         self.begin_response();
         let nonce = self.nonce();
-        let versions: String = offers.iter().map(|(name, offer)| format!("{name} {}\n", offer.version)).collect();
+        let versions: String =
+            offers.iter().map(|(name, offer)| format!("{name} {}\n", offer.version)).collect();
         let response = DiscoveryResponse {
             version_info: &snapshot.version(versions.as_bytes()),
             resources: offers.values().map(Offer::any).collect(),

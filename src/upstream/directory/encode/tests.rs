@@ -2,9 +2,7 @@ use std::path::Path;
 
 use envoy_types::pb::envoy::config::core::v3::async_data_source::Specifier;
 use envoy_types::pb::envoy::config::core::v3::http_uri::HttpUpstreamType;
-use envoy_types::pb::envoy::config::core::v3::{
-    self as core, AsyncDataSource, HttpUri, RemoteDataSource,
-};
+use envoy_types::pb::envoy::config::core::v3::{self as core, AsyncDataSource, HttpUri, RemoteDataSource};
 use envoy_types::pb::envoy::extensions::filters::http::wasm::v3::Wasm as HttpWasm;
 use envoy_types::pb::envoy::extensions::filters::network::wasm::v3::Wasm as NetworkWasm;
 use envoy_types::pb::envoy::extensions::wasm::v3::plugin_config::Vm;
@@ -137,7 +135,9 @@ fn a_secret_that_cannot_be_read_is_sent_empty_and_none_is_not_sent() {
 
 #[test]
 fn a_file_is_remote_code_too() {
-    let Some(Vm::VmConfig(vm)) = http_config(&plugin("url: 'file:///modules/a.wasm'")).vm else { unreachable!() };
+    let Some(Vm::VmConfig(vm)) = http_config(&plugin("url: 'file:///modules/a.wasm'")).vm else {
+        unreachable!()
+    };
     let Some(Specifier::Remote(remote)) = vm.code.unwrap().specifier else { panic!("not remote") };
     assert_eq!(remote.http_uri.unwrap().uri, "file:///modules/a.wasm");
 }

@@ -16,7 +16,7 @@ use crate::upstream::directory::error::Problem;
 use crate::upstream::directory::plugin::{self, WasmPlugin};
 
 /// Files that are read; those of later names are reported.
-const MAX_FILES: usize = 1000;
+pub(super) const MAX_FILES: usize = 1000;
 
 pub(super) struct Reader {
     directory: PathBuf,
@@ -101,7 +101,10 @@ impl Reader {
                 self.seen = Some(self.stamps(&names));
                 self.listed = true;
                 self.folder_problem = (names.len() > MAX_FILES).then(|| {
-                    Problem::of_file(&self.directory, format!("more than {MAX_FILES} files; the others are not read"))
+                    Problem::of_file(
+                        &self.directory,
+                        format!("more than {MAX_FILES} files; the others are not read"),
+                    )
                 });
                 names.truncate(MAX_FILES);
                 self.files.retain(|name, _| names.binary_search(name).is_ok());
@@ -148,8 +151,9 @@ impl Reader {
             }
         }
         problems.sort();
-        let complete =
-            self.listed && self.folder_problem.is_none() && self.files.values().all(|held| held.plugins.is_some());
+        let complete = self.listed
+            && self.folder_problem.is_none()
+            && self.files.values().all(|held| held.plugins.is_some());
         let unchanged = self.generation > 0
             && (&self.plugins, &self.problems, self.complete) == (&plugins, &problems, complete);
         if unchanged {
@@ -169,7 +173,8 @@ impl Reader {
             let extension = Path::new(&name).extension().and_then(OsStr::to_str);
             let hidden = name.as_encoded_bytes().starts_with(b".");
             // A dangling link is a file that cannot be read.
-            let is_folder = || std::fs::metadata(self.directory.join(&name)).is_ok_and(|found| found.is_dir());
+            let is_folder =
+                || std::fs::metadata(self.directory.join(&name)).is_ok_and(|found| found.is_dir());
             if !hidden && matches!(extension, Some("yaml" | "yml" | "json")) && !is_folder() {
                 names.push(name);
             }
@@ -186,7 +191,13 @@ impl Reader {
             let named = held.plugins.iter().flatten().filter_map(|plugin| plugin.secret_name.as_deref());
             named.flat_map(|name| plugin::secret_files(&file, name)).collect::<Vec<_>>()
         });
-        Stamps(files.chain(secrets).map(|path| (stamp(&path), path)).map(|(stamp, path)| (path, stamp)).collect())
+        Stamps(
+            files
+                .chain(secrets)
+                .map(|path| (stamp(&path), path))
+                .map(|(stamp, path)| (path, stamp))
+                .collect(),
+        )
     }
 }
 

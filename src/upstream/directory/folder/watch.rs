@@ -24,13 +24,13 @@ impl Watch {
         Self { signs: Arc::default(), folder: None, _watcher: None }
     }
 
-    /// A watch on the folder that is at the reader's path now: this one, if it is that already.
-    /// Where watching fails, or `events` is false, no sign ever comes.
-    pub fn renew(self, reader: &Reader, events: bool) -> Self {
+    /// A watch on the folder that is at the reader's path now, and whether it is a new one. Where
+    /// watching fails, or `events` is false, no sign ever comes.
+    pub fn renew(self, reader: &Reader, events: bool) -> (Self, bool) {
         // Looked at first: a folder that is replaced right after this is noticed the next time.
         let folder = reader.identity();
         if folder == self.folder {
-            return self;
+            return (self, false);
         }
         let signs = Arc::default();
         let watcher = (events && folder.is_some()).then(|| set(reader, &signs)).and_then(|watcher| {
@@ -40,7 +40,7 @@ impl Watch {
             };
             watcher.inspect_err(warn).ok()
         });
-        Self { signs, folder, _watcher: watcher }
+        (Self { signs, folder, _watcher: watcher }, true)
     }
 
     /// Waits for a sign.
@@ -68,7 +68,7 @@ fn set(reader: &Reader, signs: &Arc<Notify>) -> notify::Result<RecommendedWatche
 
 /// Our own reading is an event too and must not lead to more of it. Of a file that is being
 /// written only the end counts.
-fn is_sign(kind: EventKind) -> bool {
+pub(super) fn is_sign(kind: EventKind) -> bool {
     match kind {
         EventKind::Access(AccessKind::Close(AccessMode::Write)) => true,
         EventKind::Access(_) | EventKind::Modify(ModifyKind::Data(_)) => false,

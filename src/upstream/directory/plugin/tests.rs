@@ -47,7 +47,9 @@ fn problem(text: &str) -> Problem {
 /// A plugin with these lines in its spec, the first of them in line 5.
 fn with_spec(lines: &str) -> String {
     let spec = lines.replace('\n', "\n  ");
-    format!("apiVersion: extensions.istio.io/v1alpha1\nkind: WasmPlugin\nmetadata: {{name: a}}\nspec:\n  {spec}\n")
+    format!(
+        "apiVersion: extensions.istio.io/v1alpha1\nkind: WasmPlugin\nmetadata: {{name: a}}\nspec:\n  {spec}\n"
+    )
 }
 
 #[test]
@@ -61,7 +63,9 @@ fn every_field_of_a_plugin_is_read() {
     assert_eq!(plugin.secret, PullSecret::Unavailable, "until it is read");
     assert_eq!(
         plugin.configuration.as_deref(),
-        Some(r#"{"nested":{"a":"2","b":[1,true,null]},"openid_server":"authn","ratio":0.5,"retries":3,"whole":2}"#)
+        Some(
+            r#"{"nested":{"a":"2","b":[1,true,null]},"openid_server":"authn","ratio":0.5,"retries":3,"whole":2}"#
+        )
     );
     assert_eq!(plugin.root_id, "openid");
     assert_eq!(plugin.fail_strategy, FailStrategy::Open);
@@ -127,7 +131,9 @@ fn lists_and_json_are_read_too() {
     for text in [
         format!("[{a},\n\t{b}]"),
         format!(r#"{{"apiVersion": "v1", "kind": "List", "items": [{a}, {b}]}}"#),
-        format!(r#"{{"apiVersion": "extensions.istio.io/v1alpha1", "kind": "WasmPluginList", "items": [{a}, {b}]}}"#),
+        format!(
+            r#"{{"apiVersion": "extensions.istio.io/v1alpha1", "kind": "WasmPluginList", "items": [{a}, {b}]}}"#
+        ),
     ] {
         let plugins = parse(Path::new("p.json"), &text).unwrap();
         let names: Vec<_> = plugins.iter().map(WasmPlugin::full_name).collect();
@@ -142,7 +148,8 @@ fn each_mistake_is_reported_with_its_line_and_field() {
     let long = "x".repeat(2049);
     let host_value = "url: r.io/a:v1\nvmConfig:\n  env:\n  - name: A\n    valueFrom: HOST\n    value: b";
     let twice = "url: r.io/a:v1\nvmConfig:\n  env:\n  - name: A\n  - name: A\n    valueFrom: HOST";
-    let reserved = "url: r.io/a:v1\nvmConfig:\n  env:\n  - name: ISTIO_META_WASM_IMAGE_PULL_SECRET\n    value: ''";
+    let reserved =
+        "url: r.io/a:v1\nvmConfig:\n  env:\n  - name: ISTIO_META_WASM_IMAGE_PULL_SECRET\n    value: ''";
     let long_value = format!("url: r.io/a:v1\nvmConfig: {{env: [{{name: A, value: {long}}}]}}");
     let cases = [
         ("pluginName: a", 4, "spec.url", "is required"),
@@ -150,7 +157,12 @@ fn each_mistake_is_reported_with_its_line_and_field() {
         ("url: ftp://h/x", 5, "spec.url", "scheme"),
         ("url: 7", 5, "spec.url", "expected a string, found a number; quote it"),
         ("url: r.io/a:v1\nsha256: nil", 6, "spec.sha256", "64 lower-case hex digits"),
-        ("url: r.io/a:v1\nfailStrategy: FAIL_OPN", 6, "spec.failStrategy", "\"FAIL_OPN\" is not one of FAIL_CLOSE, "),
+        (
+            "url: r.io/a:v1\nfailStrategy: FAIL_OPN",
+            6,
+            "spec.failStrategy",
+            "\"FAIL_OPN\" is not one of FAIL_CLOSE, ",
+        ),
         ("url: r.io/a:v1\nimagePullPolicy: always", 6, "spec.imagePullPolicy", "not one of"),
         ("url: r.io/a:v1\ntype: TCP", 6, "spec.type", "not one of"),
         ("url: r.io/a:v1\nphase: AUTH", 6, "spec.phase", "not one of"),
@@ -203,12 +215,9 @@ fn an_error_names_the_document_s_own_line_in_a_file_of_several() {
 
 #[test]
 fn broken_yaml_is_reported_with_its_line_and_without_its_content() {
-    for (text, line) in [
-        ("a: 1\nb: [1, 2", 2),
-        ("a: 1\na: hunter2", 2),
-        ("a: \"hunter2\" hunter2", 1),
-        ("a: *hunter", 1),
-    ] {
+    for (text, line) in
+        [("a: 1\nb: [1, 2", 2), ("a: 1\na: hunter2", 2), ("a: \"hunter2\" hunter2", 1), ("a: *hunter", 1)]
+    {
         let problem = problem(text);
         assert_eq!(problem.line, Some(line), "{problem}");
         assert!(!problem.to_string().contains("hunter2"), "{problem}");
@@ -254,7 +263,11 @@ fn a_pull_secret_is_read_from_where_it_is_mounted() {
     assert_eq!(secret(), PullSecret::DockerConfig(Secret::new(r#"{"auths":{}}"#.to_owned())));
 
     std::fs::write(folder.path().join("key.dockerconfigjson"), "{}").unwrap();
-    assert_eq!(secret(), PullSecret::DockerConfig(Secret::new("{}".to_owned())), "the plain file comes first");
+    assert_eq!(
+        secret(),
+        PullSecret::DockerConfig(Secret::new("{}".to_owned())),
+        "the plain file comes first"
+    );
 
     std::fs::write(folder.path().join("key.dockerconfigjson"), " \n").unwrap();
     std::fs::remove_dir_all(folder.path().join("key")).unwrap();

@@ -239,7 +239,11 @@ impl DeltaClient {
         Self(Session::new(Variant::Delta))
     }
 
-    fn send(&mut self, request: xds::DeltaDiscoveryRequest, folder: &Snapshot) -> Option<xds::DeltaDiscoveryResponse> {
+    fn send(
+        &mut self,
+        request: xds::DeltaDiscoveryRequest,
+        folder: &Snapshot,
+    ) -> Option<xds::DeltaDiscoveryResponse> {
         let request = xds::DeltaDiscoveryRequest { type_url: ECDS.to_owned(), ..request }.encode_to_vec();
         let response = self.0.on_request(&request, folder).unwrap();
         response.map(|bytes| xds::DeltaDiscoveryResponse::decode(bytes).unwrap())
@@ -358,10 +362,15 @@ fn delta_resumes_from_the_versions_that_the_client_holds() {
     };
 
     let now = folder(&[("a", "v1"), ("b", "v2")]);
-    let held = [(A, &*version(A)), (B, &*version(B)), ("default.c", &*version("default.c")), ("default.x", "1")];
+    let held =
+        [(A, &*version(A)), (B, &*version(B)), ("default.c", &*version("default.c")), ("default.x", "1")];
     let resumed = DeltaClient::new().resume(&[A, B, "default.c", "default.d"], &held, &now).unwrap();
     assert_eq!(delta_names(&resumed), [B], "a is current");
-    assert_eq!(resumed.removed_resources, ["default.c"], "gone meanwhile; x is not subscribed, d never existed");
+    assert_eq!(
+        resumed.removed_resources,
+        ["default.c"],
+        "gone meanwhile; x is not subscribed, d never existed"
+    );
 
     // A client that hides which versions it holds gets all, and learns what is gone.
     let hidden = DeltaClient::new().resume(&[A, "default.c"], &[(A, ""), ("default.c", "")], &now).unwrap();
