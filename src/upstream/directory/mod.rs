@@ -1,0 +1,21 @@
+//! Without a control plane: a folder of `WasmPlugin` files becomes the extension configs that an
+//! Envoy asks for, with the same content that istiod would make of them.
+//!
+//! ```text
+//! files --plugin--> WasmPlugin --folder--> Snapshot --serve, encode--> ECDS responses
+//! ```
+//!
+//! Fetches nothing and knows no socket: what it serves still names remote modules, and takes the
+//! same way through rewrite as resources of any control plane.
+
+mod document;
+mod encode;
+mod error;
+pub mod folder;
+pub mod plugin;
+pub mod serve;
+
+pub use error::{PluginError, Problem};
+pub use folder::{Folder, Snapshot};
+pub use plugin::WasmPlugin;
+pub use serve::{Session, Variant};
