@@ -20,6 +20,17 @@ pub enum ListenAddress {
     Tcp(SocketAddr),
 }
 
+impl ListenAddress {
+    /// The path, where it is a unix socket.
+    pub fn unix_path(&self) -> Option<&Path> {
+        match self {
+            ListenAddress::Unix(path) => Some(path),
+            ListenAddress::Tcp(_) => None,
+        }
+    }
+}
+
+/// As it is written in a configuration.
 impl fmt::Display for ListenAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

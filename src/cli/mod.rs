@@ -4,16 +4,24 @@ pub mod args;
 pub mod check;
 pub mod health;
 pub mod logs;
+pub mod prefetch;
+pub mod push;
+pub mod run;
 
 use std::ffi::OsString;
 use std::io::{self, Write as _};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser as _;
 
 use self::args::{Cli, Command, ConfigArg};
+use self::push::PushError;
+use crate::app::StartError;
 use crate::clock::Clock;
-use crate::config::{ConfigError, Environment, Loader, Overrides};
+use crate::config::{ConfigError, Environment, Loader, Log, Overrides};
+use crate::store::StoreError;
+use crate::upstream::directory::PluginError;
 
 /// Why a command did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -31,14 +39,31 @@ pub enum CliError {
     Output(#[source] io::Error),
     #[error("cannot start: {0}")]
     Runtime(#[source] io::Error),
+    #[error(transparent)]
+    Start(#[from] StartError),
+    #[error("cannot use the store: {0}")]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Plugin(#[from] PluginError),
+    #[error("the docker configuration {} cannot be read: {source}", path.display())]
+    DockerConfig { path: PathBuf, source: io::Error },
+    /// Each was reported as it failed.
+    #[error("{failed} of the modules could not be had")]
+    Failed { failed: usize },
+    #[error(transparent)]
+    Push(#[from] PushError),
 }
 
 impl CliError {
     /// 2 for wrong usage or configuration, else 1.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Config(_) | Self::Usage(_) => 2,
+            Self::Config(_) | Self::Usage(_) | Self::Plugin(_) => 2,
+            Self::Push(PushError::NotOci { .. } | PushError::Digest { .. }) => 2,
+            // What is configured cannot be had here and now: nothing was started.
+            Self::Start(_) | Self::DockerConfig { .. } => 2,
             Self::Health(_) | Self::Output(_) | Self::Runtime(_) => 1,
+            Self::Store(_) | Self::Failed { .. } | Self::Push(_) => 1,
         }
     }
 }
@@ -67,8 +92,23 @@ fn dispatch(cli: Cli, environment: &Environment) -> Result<(), CliError> {
     match cli.command {
         Command::Check(args) => check(args.config, environment),
         Command::Health(args) => health(args.config, environment),
-        Command::Run(_) | Command::Prefetch(_) | Command::Push(_) => {
-            Err(CliError::Usage("this command is filled in at the merge".to_owned()))
+        Command::Run(args) => {
+            let loader = Loader::new(args.config.file, environment, Overrides::default());
+            let control = logs::start(cli.log, environment, &loader.load_agent()?.log)?;
+            run::run(loader, &control)
+        }
+        Command::Prefetch(args) => {
+            let overrides = Overrides {
+                cache_directory: args.cache_dir.clone(),
+                concurrency: args.concurrency.map(usize::from),
+            };
+            let config = Loader::new(args.config.file.clone(), environment, overrides).load()?;
+            logs::start(cli.log, environment, &config.log.quiet())?;
+            prefetch::prefetch(&args, &config, environment)
+        }
+        Command::Push(args) => {
+            logs::start(cli.log, environment, &Log::default().quiet())?;
+            push::run(args, environment)
         }
     }
 }

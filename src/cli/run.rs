@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::CliError;
+use super::logs::LogControl;
 use crate::app::App;
 use crate::clock::Clock;
 use crate::config::Loader;
@@ -16,7 +17,7 @@ const MAX_THREADS: usize = 4;
 const LAST_CALL: Duration = Duration::from_millis(500);
 
 /// Runs the agent. Returns when it was told to stop and has drained.
-pub fn run(loader: Loader) -> Result<(), CliError> {
+pub fn run(loader: Loader, logs: &LogControl) -> Result<(), CliError> {
     let threads = std::thread::available_parallelism().map_or(1, |cores| cores.get().min(MAX_THREADS));
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(threads)
@@ -35,7 +36,14 @@ pub fn run(loader: Loader) -> Result<(), CliError> {
                 _ = interrupt.recv() => "SIGINT",
             }
         };
-        app.run(async || watch.next().await, stop).await;
+        let reloads = async || {
+            let reloaded = watch.next().await;
+            if let Ok(config) = &reloaded {
+                logs.follow(&config.log);
+            }
+            reloaded
+        };
+        app.run(reloads, stop).await;
         Ok(())
     });
     runtime.shutdown_timeout(LAST_CALL);

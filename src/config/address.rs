@@ -1,32 +1,16 @@
 //! Addresses: where we listen, where the control plane is, which registry is meant.
 
-use std::fmt;
-use std::net::{Ipv6Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::net::Ipv6Addr;
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use http::Uri;
 
+pub use crate::listen::ListenAddress;
+pub use crate::upstream::grpc::Address as UpstreamAddress;
+
 /// Linux takes 108 bytes for a socket's path, with the zero at its end.
 const MAX_SOCKET_PATH: usize = 107;
-
-/// Where something listens: `unix:/path` or `IP:PORT`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ListenAddress {
-    /// An absolute path of at most 107 bytes.
-    Unix(PathBuf),
-    /// Port 0 lets the system choose one.
-    Tcp(SocketAddr),
-}
-
-/// Where the control plane is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum UpstreamAddress {
-    /// `http://HOST:PORT`: HTTP/2 in plain text, without a path.
-    Http(Uri),
-    /// An absolute path of at most 107 bytes.
-    Unix(PathBuf),
-}
 
 /// Why a text is no address. The text itself is not repeated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -132,41 +116,11 @@ fn is_host(text: &str) -> bool {
     }
 }
 
-impl ListenAddress {
-    /// Whether one process may listen on both.
-    pub(super) fn collides(&self, other: &Self) -> bool {
-        match (self, other) {
-            (Self::Tcp(a), Self::Tcp(b)) => a == b && a.port() != 0,
-            (a, b) => a == b,
-        }
-    }
-
-    /// The path, where it is a unix socket.
-    pub fn unix_path(&self) -> Option<&Path> {
-        match self {
-            Self::Unix(path) => Some(path),
-            Self::Tcp(_) => None,
-        }
-    }
-}
-
-/// As it is written in a configuration.
-impl fmt::Display for ListenAddress {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Unix(path) => write!(f, "unix:{}", path.display()),
-            Self::Tcp(address) => address.fmt(f),
-        }
-    }
-}
-
-/// As it is written in a configuration.
-impl fmt::Display for UpstreamAddress {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Unix(path) => write!(f, "unix:{}", path.display()),
-            Self::Http(uri) => write!(f, "http://{}", uri.authority().map_or("", |a| a.as_str())),
-        }
+/// Whether one process may listen on both.
+pub(super) fn collide(a: &ListenAddress, b: &ListenAddress) -> bool {
+    match (a, b) {
+        (ListenAddress::Tcp(a), ListenAddress::Tcp(b)) => a == b && a.port() != 0,
+        (a, b) => a == b,
     }
 }
 
@@ -265,8 +219,8 @@ mod tests {
     #[test]
     fn two_listeners_collide_unless_the_system_chooses_the_ports() {
         let address = |text: &str| text.parse::<ListenAddress>().unwrap();
-        assert!(address("127.0.0.1:1").collides(&address("127.0.0.1:1")));
-        assert!(!address("127.0.0.1:0").collides(&address("127.0.0.1:0")));
-        assert!(address("unix:/a").collides(&address("unix:///a")));
+        assert!(collide(&address("127.0.0.1:1"), &address("127.0.0.1:1")));
+        assert!(!collide(&address("127.0.0.1:0"), &address("127.0.0.1:0")));
+        assert!(collide(&address("unix:/a"), &address("unix:///a")));
     }
 }

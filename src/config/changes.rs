@@ -27,7 +27,7 @@ impl Config {
             cache: Cache { directory, max_module_bytes },
             sources,
             registries,
-            fetch: Fetch { timeout, progress_timeout, concurrency },
+            fetch: Fetch { timeout, progress_timeout, concurrency, hold },
             blocked_cidrs,
             realms,
             relay: Relay { queue_bytes, in_flight_bytes },
@@ -45,11 +45,10 @@ impl Config {
             ("cache.max_module_bytes", *max_module_bytes != old.cache.max_module_bytes),
             ("fetch.timeout", *timeout != old.fetch.timeout),
             ("fetch.progress_timeout", *progress_timeout != old.fetch.progress_timeout),
-            ("fetch.concurrency", *concurrency != old.fetch.concurrency),
+            ("fetch.hold", *hold != old.fetch.hold),
             ("blocked_cidrs", *blocked_cidrs != old.blocked_cidrs),
             ("realms", *realms != old.realms),
             ("relay.queue_bytes", *queue_bytes != old.relay.queue_bytes),
-            ("relay.in_flight_bytes", *in_flight_bytes != old.relay.in_flight_bytes),
             ("wasm", *wasm != old.wasm),
             ("shutdown.timeout", *shutdown_timeout != old.shutdown.timeout),
             ("log.level", *level != old.log.level),
@@ -58,11 +57,25 @@ impl Config {
             ("listeners", listeners(agent) != listeners(&old.agent)),
             ("upstream", upstream(agent) != upstream(&old.agent)),
             ("cache.directory", *directory != old.cache.directory),
+            ("fetch.concurrency", *concurrency != old.fetch.concurrency),
+            ("relay.in_flight_bytes", *in_flight_bytes != old.relay.in_flight_bytes),
             ("health", *health != old.health),
             ("admin", *admin != old.admin),
             ("log.format", *format != old.log.format),
         ];
         Changes { now: named(&now), restart: named(&restart) }
+    }
+
+    /// This configuration with what only a restart can change as it is in `running`.
+    pub fn with_fixed_of(mut self, running: &Self) -> Self {
+        self.agent.clone_from(&running.agent);
+        self.cache.directory.clone_from(&running.cache.directory);
+        self.fetch.concurrency = running.fetch.concurrency;
+        self.relay.in_flight_bytes = running.relay.in_flight_bytes;
+        self.health.clone_from(&running.health);
+        self.admin.clone_from(&running.admin);
+        self.log.format = running.log.format;
+        self
     }
 }
 

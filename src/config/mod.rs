@@ -16,6 +16,7 @@
 //! | `fetch.timeout` | 2m | 1s to 1h |
 //! | `fetch.progress_timeout` | 30s | 1s to 1h |
 //! | `fetch.concurrency` | 4 | 1 to 64 |
+//! | `fetch.hold` | 5s | 0s to 1h |
 //! | `blocked_cidrs` | none | |
 //! | `realms` | none | `HOST` or `HOST:PORT` |
 //! | `relay.queue_bytes` | 64MiB | 1MiB to `in_flight_bytes` |
@@ -147,11 +148,18 @@ pub struct Fetch {
     pub progress_timeout: Duration,
     /// Downloads at once.
     pub concurrency: usize,
+    /// How long a resource whose fetch failed waits before its failure policy's filter is sent.
+    pub hold: Duration,
 }
 
 impl Default for Fetch {
     fn default() -> Self {
-        Self { timeout: Duration::from_secs(120), progress_timeout: Duration::from_secs(30), concurrency: 4 }
+        Self {
+            timeout: Duration::from_secs(120),
+            progress_timeout: Duration::from_secs(30),
+            concurrency: 4,
+            hold: Duration::from_secs(5),
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::address::{InvalidAddress, ListenAddress, parse_host};
+use super::address::{InvalidAddress, ListenAddress, collide, parse_host};
 use super::node::Node;
 use super::reader::{Field, Place, Problems, Section};
 use super::{
@@ -86,7 +86,7 @@ struct Taken(Vec<(ListenAddress, Place)>);
 impl Taken {
     /// Takes an address, unless it is in use.
     fn claim(&mut self, address: &ListenAddress, place: Place) -> Result<(), String> {
-        match self.0.iter().find(|(other, _)| other.collides(address)) {
+        match self.0.iter().find(|(other, _)| collide(other, address)) {
             Some((_, by)) => Err(format!("the same address as {} on line {}", by.key, by.line)),
             None => {
                 self.0.push((address.clone(), place));
@@ -214,11 +214,13 @@ fn fetch(section: &mut Section) -> Fetch {
     let default = Fetch::default();
     let mut duration = |key| section.take(key).and_then(|field| field.duration(SECOND..=HOUR));
     let (timeout, progress_timeout) = (duration("timeout"), duration("progress_timeout"));
+    let hold = section.take("hold").and_then(|field| field.duration(Duration::ZERO..=HOUR));
     let concurrency = section.take("concurrency").and_then(|field| field.integer(1..=64));
     Fetch {
         timeout: timeout.unwrap_or(default.timeout),
         progress_timeout: progress_timeout.unwrap_or(default.progress_timeout),
         concurrency: concurrency.and_then(|n| usize::try_from(n).ok()).unwrap_or(default.concurrency),
+        hold: hold.unwrap_or(default.hold),
     }
 }
 

@@ -23,7 +23,7 @@ pub enum Address {
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Address::Http(uri) => write!(f, "{}", uri.to_string().trim_end_matches('/')),
+            Address::Http(uri) => write!(f, "http://{}", uri.authority().map_or("", |a| a.as_str())),
             Address::Unix(path) => write!(f, "unix:{}", path.display()),
         }
     }
