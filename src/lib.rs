@@ -6,3 +6,5 @@ pub mod clock;
 pub mod digest;
 pub mod module;
 pub mod secret;
+pub mod wasm;
+pub mod fetch;
