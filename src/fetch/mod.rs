@@ -1,0 +1,258 @@
+//! The network side of a pull: OCI registries, HTTP servers and files, as streams of bytes.
+//!
+//! ```text
+//! Fetcher -> oci ---------> auth -> realm
+//!         |    \-> manifest    \
+//!         |-> http_source ------+-> http -> dial -> names, address, tls
+//!         |-> file               \-> body
+//!         \-> credential
+//! ```
+//!
+//! What a server says is checked here, up to the digest and size of what it sends: a [`Body`] that ends
+//! well held all the bytes that were promised and no others. What the bytes mean is not known here, nor
+//! where they are kept.
+//!
+//! Hosts are reached through [`dial`](self::dial) alone. A credential goes to its registry and to a token
+//! server that [`realm`](self::realm) lets the registry name.
+
+mod address;
+mod auth;
+mod body;
+mod credential;
+mod dial;
+mod error;
+mod file;
+mod http;
+mod http_source;
+mod manifest;
+mod names;
+mod oci;
+mod realm;
+mod tls;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ipnet::IpNet;
+use url::Url;
+
+pub use self::body::Body;
+pub use self::credential::Credential;
+pub use self::error::{FetchError, RegistryCode};
+pub use self::file::FileAccess;
+
+use self::address::AddressPolicy;
+use self::auth::Tokens;
+use self::body::Promise;
+use self::dial::Dialer;
+use self::names::Names;
+use self::tls::Tls;
+use crate::clock::Clock;
+use crate::digest::{ExpectedDigest, SourceDigest};
+use crate::module::{ModuleRequest, ModuleUrl, PullSecret};
+
+/// How to fetch.
+#[derive(Debug, Clone)]
+pub struct FetchConfig {
+    /// Which files may be read.
+    pub files: FileAccess,
+    /// What is special about a registry, by `HOST[:PORT]` in lower case.
+    pub registries: BTreeMap<String, Registry>,
+    /// Hosts of token servers that any registry may name, besides those that are known.
+    pub realms: Vec<String>,
+    /// A larger manifest is an error.
+    pub max_manifest_bytes: u64,
+    /// A larger module is an error. What it is packed in may be a little larger.
+    pub max_module_bytes: u64,
+    /// The whole fetch's limit, where the request has none.
+    pub timeout: Duration,
+    /// How long a server may send nothing.
+    pub progress_timeout: Duration,
+    /// The limit of a name lookup, of a connection, and of a TLS handshake.
+    pub connect_timeout: Duration,
+    /// Addresses that are never connected to, besides those that never are anyway: link-local,
+    /// metadata, unspecified, multicast and broadcast ones.
+    pub blocked_cidrs: Vec<IpNet>,
+}
+
+/// What is special about a registry.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Registry {
+    /// Speak http to it and not https. A registry on loopback that is not configured is spoken to in
+    /// http; one that is configured, as this says.
+    pub plain_http: bool,
+}
+
+impl Default for FetchConfig {
+    fn default() -> Self {
+        const MIB: u64 = 1024 * 1024;
+        Self {
+            files: FileAccess::Below(Vec::new()),
+            registries: BTreeMap::new(),
+            realms: Vec::new(),
+            max_manifest_bytes: 8 * MIB,
+            max_module_bytes: 256 * MIB,
+            timeout: Duration::from_secs(120),
+            progress_timeout: Duration::from_secs(30),
+            connect_timeout: Duration::from_secs(10),
+            blocked_cidrs: Vec::new(),
+        }
+    }
+}
+
+/// Fetches modules. Cheap to clone; clones share tokens and the threads that look names up.
+#[derive(Clone)]
+pub struct Fetcher {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    config: FetchConfig,
+    clock: Clock,
+    client: Arc<http::Client>,
+    tokens: Tokens,
+}
+
+impl Fetcher {
+    /// A fetcher for the real network. Does no I/O.
+    pub fn new(config: FetchConfig, clock: Clock) -> Self {
+        let dialer = Dialer {
+            names: Names::new(names::system()),
+            policy: AddressPolicy::new(config.blocked_cidrs.clone()),
+            tls: Tls::system(),
+            connect_timeout: config.connect_timeout,
+            clock: clock.clone(),
+            #[cfg(test)]
+            routes: Default::default(),
+        };
+        Self::with_dialer(config, clock, dialer)
+    }
+
+    fn with_dialer(config: FetchConfig, clock: Clock, dialer: Dialer) -> Self {
+        let progress_timeout = config.progress_timeout;
+        let client = http::Client { dialer, clock: clock.clone(), progress_timeout };
+        let tokens = Tokens::new(clock.clone(), config.realms.clone());
+        Self { shared: Arc::new(Shared { config, clock, client: Arc::new(client), tokens }) }
+    }
+
+    /// When a fetch that begins now must have ended.
+    pub fn deadline(&self, request: &ModuleRequest) -> Instant {
+        self.shared.clock.now() + request.timeout.unwrap_or(self.shared.config.timeout)
+    }
+
+    /// The credential that a request has for its source: a docker config speaks of registries only, so
+    /// for http and files it is always anonymous.
+    ///
+    /// # Errors
+    /// The secret is not available ([`FetchError::SecretUnavailable`]) or malformed
+    /// ([`FetchError::BadSecret`]).
+    pub fn credential(&self, request: &ModuleRequest) -> Result<Credential, FetchError> {
+        match (&request.secret, &request.url) {
+            (PullSecret::Unavailable, _) => Err(FetchError::SecretUnavailable),
+            (PullSecret::DockerConfig(text), ModuleUrl::Oci(image)) => {
+                Credential::from_docker_config(text, image)
+            }
+            _ => Ok(Credential::anonymous()),
+        }
+    }
+
+    /// The first half of a fetch: for OCI the manifest, fetched, checked, and its layer chosen; for
+    /// http and files nothing yet.
+    pub async fn locate(
+        &self,
+        request: &ModuleRequest,
+        credential: &Credential,
+        deadline: Instant,
+    ) -> Result<Located, FetchError> {
+        let place = match &request.url {
+            ModuleUrl::Http(url) => Place::Http(url.clone()),
+            ModuleUrl::File(path) => Place::File(path.clone()),
+            ModuleUrl::Oci(reference) => {
+                let (last, others) = match credential.logins().split_last() {
+                    Some((last, others)) => (Some(last), others),
+                    None => (None, &[][..]),
+                };
+                for login in others {
+                    match oci::locate(&self.shared, reference, Some(login), deadline).await {
+                        Err(error) if error.refuses_the_credential() => {}
+                        outcome => {
+                            return outcome.map(|found| Located { place: Place::Oci(Box::new(found)) });
+                        }
+                    }
+                }
+                Place::Oci(Box::new(oci::locate(&self.shared, reference, last, deadline).await?))
+            }
+        };
+        Ok(Located { place })
+    }
+
+    /// The second half: the bytes. Must be called on the async runtime; the [`Body`] is for a blocking
+    /// thread.
+    pub async fn open(&self, located: Located, deadline: Instant) -> Result<Body, FetchError> {
+        match located.place {
+            Place::Oci(found) => found.open(deadline).await,
+            Place::Http(url) => http_source::open(&self.shared, url, deadline).await,
+            Place::File(path) => self.open_file(path, deadline).await,
+        }
+    }
+
+    async fn open_file(&self, path: PathBuf, deadline: Instant) -> Result<Body, FetchError> {
+        let what = format!("the file {}", path.display());
+        let limit = self.shared.config.max_module_bytes.saturating_add(oci::FRAMING);
+        let shared = self.shared.clone();
+        let opening = tokio::task::spawn_blocking(move || file::open(&shared.config.files, &path));
+        let opened = self.shared.clock.timeout_at(deadline, opening).await;
+        let opened = opened.map_err(|_| FetchError::Timeout { during: "opening", host: what.clone() })?;
+        let (file, size) = opened.map_err(|_| FetchError::Interrupted)??;
+        if size > limit {
+            return Err(FetchError::TooLarge { what, limit });
+        }
+        Ok(Body::file(what, Promise::AtMost { limit, size: Some(size) }, file))
+    }
+}
+
+/// A module's source, found but not yet fetched. Holds a connection where that is free.
+pub struct Located {
+    place: Place,
+}
+
+enum Place {
+    Oci(Box<oci::Found>),
+    Http(Url),
+    File(PathBuf),
+}
+
+impl Located {
+    /// OCI: the digest of the manifest that holds the layer, which is the image's, not the index's.
+    pub fn source(&self) -> Option<SourceDigest> {
+        match &self.place {
+            Place::Oci(found) => Some(found.manifest),
+            Place::Http(_) | Place::File(_) => None,
+        }
+    }
+
+    /// Bytes of the layer as it is kept, where that is known by now.
+    pub fn size(&self) -> Option<u64> {
+        match &self.place {
+            Place::Oci(found) => Some(found.layer.size),
+            Place::Http(_) | Place::File(_) => None,
+        }
+    }
+
+    /// Whether the manifest, or the index that led to it, is what was expected. Where not, it may still
+    /// be the payload's digest.
+    pub fn matches(&self, expected: &ExpectedDigest) -> bool {
+        match &self.place {
+            Place::Oci(found) => {
+                expected.is_source(&found.manifest)
+                    || found.index.is_some_and(|index| expected.is_source(&index))
+            }
+            Place::Http(_) | Place::File(_) => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,315 @@
+//! Pulls from a registry (OCI distribution specification 1.1): the manifest, chosen and checked, then
+//! the layer that holds the module.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use http::StatusCode;
+use http::header::{self, HeaderMap, HeaderValue};
+use oci_client::Reference;
+use url::{Host, Url};
+
+use super::Shared;
+use super::auth::{Asker, Authorization};
+use super::body::{Body, Promise};
+use super::credential::Login;
+use super::error::{FetchError, RegistryCode};
+use super::http::{Request, Response, Session};
+use super::manifest::{self, Child, Image, Layer, Manifest, Refusal};
+use super::realm;
+use crate::digest::SourceDigest;
+use crate::wasm::Packaging;
+
+/// How much of an error's body is read for its code.
+const MAX_ERROR_BODY: u64 = 64 * 1024;
+/// What a tar and its compression may add to a module of the largest allowed size.
+pub(super) const FRAMING: u64 = 1024 * 1024;
+
+/// A module's layer, found.
+pub(super) struct Found {
+    pub(super) manifest: SourceDigest,
+    /// The index that led to the manifest.
+    pub(super) index: Option<SourceDigest>,
+    pub(super) layer: Layer,
+    repository: Repository,
+}
+
+/// One repository as one login sees it, for the length of one fetch.
+struct Repository {
+    shared: Arc<Shared>,
+    session: Session,
+    /// `https://HOST/v2/NAME/`
+    base: Url,
+    name: String,
+    /// The image, for errors.
+    what: String,
+    login: Option<Login>,
+    authorization: Option<Authorization>,
+    /// Whether the one renewal has been used up.
+    renewed: bool,
+}
+
+/// Fetches and checks the manifest, and picks the layer.
+pub(super) async fn locate(
+    shared: &Arc<Shared>,
+    reference: &Reference,
+    login: Option<&Login>,
+    deadline: Instant,
+) -> Result<Found, FetchError> {
+    let mut repository = Repository::new(shared.clone(), reference, login)?;
+    let pinned = match reference.digest().map(str::parse::<SourceDigest>) {
+        None => None,
+        Some(Ok(digest)) => Some(digest),
+        Some(Err(error)) => return Err(repository.refused(Refusal::Unsupported(error.to_string()))),
+    };
+    let named = match pinned {
+        Some(digest) => digest.to_string(),
+        None => reference.tag().unwrap_or("latest").to_owned(),
+    };
+    let (digest, read) = repository.manifest(&named, pinned, None, deadline).await?;
+    let (manifest, index, image) = match read {
+        Manifest::Image(image) => (digest, None, image),
+        Manifest::Index(index) => {
+            let child = index.choose(architecture()).map_err(|refusal| repository.refused(refusal))?;
+            (child.digest, Some(digest), repository.child(child, deadline).await?)
+        }
+    };
+    let layer = image.layer().map_err(|refusal| repository.refused(refusal))?;
+    let limit = match layer.packaging {
+        Packaging::Raw => shared.config.max_module_bytes,
+        Packaging::Layer | Packaging::Sniff => shared.config.max_module_bytes.saturating_add(FRAMING),
+    };
+    if layer.size > limit {
+        return Err(FetchError::TooLarge { what: repository.layer_name(&layer), limit });
+    }
+    Ok(Found { manifest, index, layer, repository })
+}
+
+impl Found {
+    /// Begins to fetch the layer.
+    pub(super) async fn open(self, deadline: Instant) -> Result<Body, FetchError> {
+        let Found { manifest, layer, mut repository, .. } = self;
+        let what = repository.layer_name(&layer);
+        let path = format!("blobs/{}", layer.digest);
+        let response = repository.get(&path, &what, HeaderMap::new(), deadline).await?;
+        match response.length() {
+            Some(length) if length != layer.size => {
+                return Err(FetchError::SizeMismatch {
+                    what,
+                    expected: layer.size,
+                    actual: length,
+                    at_least: false,
+                });
+            }
+            _ => {}
+        }
+        let promise = Promise::Blob { digest: layer.digest, size: layer.size, manifest };
+        Ok(Body::network(what, layer.packaging, promise, response, repository.shared.clock.clone(), deadline))
+    }
+}
+
+impl Repository {
+    fn new(shared: Arc<Shared>, reference: &Reference, login: Option<&Login>) -> Result<Self, FetchError> {
+        let what = format!("oci://{}", reference.whole());
+        let base = base(&shared, reference).ok_or_else(|| FetchError::Unsupported {
+            what: what.clone(),
+            reason: "its registry is not a valid host".to_owned(),
+        })?;
+        let name = reference.repository().to_owned();
+        Ok(Self {
+            session: Session::new(shared.client.clone()),
+            authorization: shared.tokens.kept(&base, &name, login),
+            login: login.cloned(),
+            renewed: false,
+            shared,
+            base,
+            name,
+            what,
+        })
+    }
+
+    /// A manifest by tag or digest, with the digest that it has. All its bytes are hashed; what was
+    /// expected of them, by whom ever, must be so.
+    async fn manifest(
+        &mut self,
+        named: &str,
+        digest: Option<SourceDigest>,
+        size: Option<u64>,
+        deadline: Instant,
+    ) -> Result<(SourceDigest, Manifest), FetchError> {
+        let accept = HeaderMap::from_iter([(header::ACCEPT, HeaderValue::from_static(manifest::ACCEPT))]);
+        let what = self.what.clone();
+        let response = self.get(&format!("manifests/{named}"), &what, accept, deadline).await?;
+        let headers = response.headers.clone();
+        let body = self.read(response, self.shared.config.max_manifest_bytes, "manifest").await?;
+        let actual = SourceDigest::of(&body);
+        let mismatch = |expected: String| FetchError::DigestMismatch {
+            what: format!("the manifest of {what}"),
+            expected,
+            actual: actual.to_string(),
+        };
+        if let Some(expected) = size.filter(|size| *size != body.len() as u64) {
+            let what = format!("the manifest of {what}");
+            let actual = body.len() as u64;
+            return Err(FetchError::SizeMismatch { what, expected, actual, at_least: false });
+        }
+        if let Some(expected) = digest.filter(|digest| *digest != actual) {
+            return Err(mismatch(expected.to_string()));
+        }
+        if let Some(declared) = headers.get("docker-content-digest") {
+            match declared.to_str().ok().and_then(|text| text.parse::<SourceDigest>().ok()) {
+                Some(declared) if declared == actual => {}
+                Some(declared) => return Err(mismatch(declared.to_string())),
+                None => {
+                    let reason = "its Docker-Content-Digest is not a SHA-256 digest".to_owned();
+                    return Err(self.refused(Refusal::Invalid(reason)));
+                }
+            }
+        }
+        let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+        let read = manifest::read(&body, content_type).map_err(|refusal| self.refused(refusal))?;
+        Ok((actual, read))
+    }
+
+    /// The image that an index led to.
+    async fn child(&mut self, child: Child, deadline: Instant) -> Result<Image, FetchError> {
+        let named = child.digest.to_string();
+        match self.manifest(&named, Some(child.digest), Some(child.size), deadline).await? {
+            (_, Manifest::Image(image)) => Ok(image),
+            (_, Manifest::Index(_)) => {
+                Err(self.refused(Refusal::Invalid("its index calls another index an image".to_owned())))
+            }
+        }
+    }
+
+    /// A GET below the repository that ends with status 200, authorised where the registry asks for it.
+    async fn get(
+        &mut self,
+        path: &str,
+        what: &str,
+        headers: HeaderMap,
+        deadline: Instant,
+    ) -> Result<Response, FetchError> {
+        let url = self
+            .base
+            .join(path)
+            .map_err(|_| self.refused(Refusal::Invalid("it cannot be written as a URL".to_owned())))?;
+        loop {
+            let request = Request {
+                headers: headers.clone(),
+                authorization: self.authorization.as_ref().map(|sent| sent.header.clone()),
+                ..Request::get(url.clone())
+            };
+            let response = self.session.send(request, deadline).await?;
+            if response.status == StatusCode::OK {
+                return Ok(response);
+            }
+            // Only the registry itself may ask for a credential, not whom it redirected to.
+            let asks =
+                response.status == StatusCode::UNAUTHORIZED && response.url.origin() == self.base.origin();
+            let spent = match &self.authorization {
+                None => false,
+                Some(sent) => !sent.renewable || std::mem::replace(&mut self.renewed, true),
+            };
+            if !asks || spent {
+                return Err(self.error(response, what).await);
+            }
+            self.authorize(response, what, deadline).await?;
+        }
+    }
+
+    async fn authorize(
+        &mut self,
+        response: Response,
+        what: &str,
+        deadline: Instant,
+    ) -> Result<(), FetchError> {
+        let challenges = realm::challenges(&response.headers);
+        let reach = response.reach();
+        if challenges.is_empty() {
+            return Err(self.error(response, what).await);
+        }
+        // Read to its end, so that the connection is free for the next try; where that fails, a new one
+        // is made.
+        let body = self.session.read(response, MAX_ERROR_BODY, what).await.unwrap_or_default();
+        let asker = Asker {
+            registry: &self.base,
+            reach,
+            repository: &self.name,
+            login: self.login.as_ref(),
+            what: &self.what,
+            code: RegistryCode::from_body(&body),
+        };
+        let answer = self.shared.tokens.answer(&mut self.session, &asker, &challenges, deadline).await?;
+        self.authorization = Some(answer);
+        Ok(())
+    }
+
+    /// What an answer other than 200 means, with the registry's code where it gives a known one.
+    async fn error(&mut self, response: Response, what: &str) -> FetchError {
+        let (status, headers) = (response.status, response.headers.clone());
+        let body = match status.is_client_error() {
+            true => self.session.read(response, MAX_ERROR_BODY, what).await.unwrap_or_default(),
+            false => Bytes::new(),
+        };
+        FetchError::from_status(what, status, &headers, RegistryCode::from_body(&body))
+    }
+
+    async fn read(&mut self, response: Response, limit: u64, kind: &str) -> Result<Bytes, FetchError> {
+        let what = format!("the {kind} of {}", self.what);
+        self.session.read(response, limit, &what).await
+    }
+
+    fn refused(&self, refusal: Refusal) -> FetchError {
+        let what = self.what.clone();
+        match refusal {
+            Refusal::Invalid(reason) => FetchError::Manifest { what, reason },
+            Refusal::Unsupported(reason) => FetchError::Unsupported { what, reason },
+        }
+    }
+
+    fn layer_name(&self, layer: &Layer) -> String {
+        format!("the layer {} of {}", layer.digest, self.what)
+    }
+}
+
+/// `SCHEME://HOST/v2/NAME/`. Plain http for a registry on loopback, as docker and crane do it, unless
+/// the configuration speaks of that registry; for others only where it says so.
+fn base(shared: &Shared, reference: &Reference) -> Option<Url> {
+    let registry = match reference.registry() {
+        "docker.io" => "registry-1.docker.io",
+        other => other,
+    };
+    let mut url = Url::parse(&format!("https://{registry}/v2/{}/", reference.repository())).ok()?;
+    let key = reference.registry().to_ascii_lowercase();
+    let plain = match shared.config.registries.get(&key) {
+        Some(configured) => configured.plain_http,
+        None => is_loopback(url.host()?),
+    };
+    if plain {
+        // `set_scheme` would lose an explicit port 443, so the URL is read anew.
+        url = Url::parse(&format!("http://{registry}/v2/{}/", reference.repository())).ok()?;
+    }
+    Some(url)
+}
+
+fn is_loopback(host: Host<&str>) -> bool {
+    match host {
+        Host::Domain(name) => name == "localhost",
+        Host::Ipv4(address) => address.is_loopback(),
+        Host::Ipv6(address) => address.is_loopback(),
+    }
+}
+
+/// This machine's architecture by the name that images give it.
+fn architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        "x86" => "386",
+        "powerpc64" => "ppc64le",
+        "loongarch64" => "loong64",
+        other => other,
+    }
+}
