@@ -7,5 +7,6 @@ pub mod clock;
 pub mod digest;
 pub mod module;
 pub mod protobuf;
+pub mod rewrite;
 pub mod secret;
 pub mod upstream;

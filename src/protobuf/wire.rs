@@ -1,6 +1,5 @@
 //! Reads and writes the wire format: fields, without any knowledge of which ones a message has.
 
-use std::borrow::Cow;
 use std::ops::Range;
 
 use super::{Fault, WireError};
@@ -160,11 +159,31 @@ pub fn text<'a>(field: &'static str, bytes: &'a [u8]) -> Result<&'a str, WireErr
     std::str::from_utf8(bytes).map_err(|_| WireError::Utf8 { field })
 }
 
+/// Key and value of an entry of a map from string to string, whose UTF-8 is for the caller to
+/// check. What is missing is empty; the last of each counts.
+pub fn entry<'a>(name: &'static str, bytes: &'a [u8]) -> Result<(&'a [u8], &'a [u8]), WireError> {
+    let (mut key, mut value): (&[u8], &[u8]) = (&[], &[]);
+    for field in Fields::of(name, bytes) {
+        let field = field?;
+        match (field.number, field.value) {
+            (1, Value::Len(bytes)) => key = bytes,
+            (2, Value::Len(bytes)) => value = bytes,
+            _ => {}
+        }
+    }
+    Ok((key, value))
+}
+
 /// Writes a string, bytes or an encoded message; an empty one too.
 pub fn put_len(out: &mut Vec<u8>, number: u32, bytes: &[u8]) {
-    put_tag(out, number, 2);
-    put_raw_varint(out, bytes.len() as u64);
+    put_len_head(out, number, bytes.len());
     out.extend_from_slice(bytes);
+}
+
+/// Writes what stands before the `length` bytes of a string, bytes or an encoded message.
+pub fn put_len_head(out: &mut Vec<u8>, number: u32, length: usize) {
+    put_tag(out, number, 2);
+    put_raw_varint(out, length as u64);
 }
 
 /// Writes a singular string, which proto3 leaves out where it is empty. For a string whose
@@ -233,17 +252,4 @@ pub fn replace_fields(message: &[u8], drop: &[u32], append: &[u8]) -> Result<Vec
     }
     out.extend_from_slice(append);
     Ok(out)
-}
-
-/// Joins the occurrences of a singular sub-message: by protobuf's rule their concatenation is the
-/// message that they merge to.
-pub(crate) fn merge<'a>(so_far: Option<Cow<'a, [u8]>>, next: &'a [u8]) -> Cow<'a, [u8]> {
-    match so_far {
-        None => Cow::Borrowed(next),
-        Some(bytes) => {
-            let mut bytes = bytes.into_owned();
-            bytes.extend_from_slice(next);
-            Cow::Owned(bytes)
-        }
-    }
 }
