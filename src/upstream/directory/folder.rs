@@ -6,19 +6,17 @@
 mod reader;
 mod watch;
 
-use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sha2::{Digest as _, Sha256};
 use tokio::sync::watch as publish;
 use tokio::task::JoinError;
 use tokio_util::sync::CancellationToken;
 
 use super::error::Problem;
-use super::plugin::WasmPlugin;
+use super::snapshot::Snapshot;
 use crate::clock::Clock;
 use reader::Reader;
 use watch::Watch;
@@ -28,60 +26,6 @@ const DEBOUNCE: Duration = Duration::from_millis(50);
 /// How often to look for changes that nobody told of: network file systems, exhausted inotify
 /// limits, secrets in sub-folders, the folder itself replaced.
 const POLL: Duration = Duration::from_secs(2);
-
-/// What the folder held when it was last read: the last good version of each file.
-#[derive(Debug)]
-pub struct Snapshot {
-    plugins: BTreeMap<String, Arc<WasmPlugin>>,
-    problems: Vec<Problem>,
-    pub(super) complete: bool,
-    generation: u64,
-    /// Versions are hashes of content that may hold secrets, so they are salted.
-    pub(super) salt: [u8; 16],
-}
-
-impl Snapshot {
-    /// The plugin called `NAMESPACE.NAME`.
-    pub fn plugin(&self, full_name: &str) -> Option<&WasmPlugin> {
-        self.plugins.get(full_name).map(Arc::as_ref)
-    }
-
-    /// All plugins by `NAMESPACE.NAME`.
-    pub fn plugins(&self) -> impl Iterator<Item = (&str, &WasmPlugin)> {
-        self.plugins.iter().map(|(name, plugin)| (name.as_str(), plugin.as_ref()))
-    }
-
-    /// What is not served as it stands in the folder, sorted.
-    pub fn problems(&self) -> &[Problem] {
-        &self.problems
-    }
-
-    /// Whether every file could be read at least once: only then is a plugin that is missing here
-    /// known not to exist.
-    pub fn is_complete(&self) -> bool {
-        self.complete
-    }
-
-    /// Counts up with each change of plugins or problems.
-    pub fn generation(&self) -> u64 {
-        self.generation
-    }
-
-    /// The version of this content: the same for the same content in one process.
-    pub(super) fn version(&self, content: &[u8]) -> String {
-        let digest = Sha256::new().chain_update(self.salt).chain_update(content).finalize();
-        hex::encode(&digest[..8])
-    }
-}
-
-#[cfg(test)]
-impl Snapshot {
-    /// A complete snapshot of these plugins.
-    pub(super) fn of(plugins: impl IntoIterator<Item = WasmPlugin>) -> Self {
-        let plugins = plugins.into_iter().map(|plugin| (plugin.full_name(), Arc::new(plugin))).collect();
-        Self { plugins, problems: Vec::new(), complete: true, generation: 1, salt: [0; 16] }
-    }
-}
 
 /// A folder of plugin files.
 pub struct Folder {
@@ -184,8 +128,8 @@ fn report(known: &[Problem], snapshot: &Snapshot) {
     for problem in snapshot.problems().iter().filter(|problem| !known.contains(problem)) {
         tracing::warn!("{problem}");
     }
-    let (plugins, problems) = (snapshot.plugins.len(), snapshot.problems.len());
-    tracing::info!(plugins, problems, generation = snapshot.generation, "plugin files were read");
+    let (plugins, problems) = (snapshot.plugins().count(), snapshot.problems().len());
+    tracing::info!(plugins, problems, generation = snapshot.generation(), "plugin files were read");
 }
 
 #[cfg(test)]

@@ -14,8 +14,10 @@ mod error;
 pub mod folder;
 pub mod plugin;
 pub mod serve;
+mod snapshot;
 
 pub use error::{PluginError, Problem};
-pub use folder::{Folder, Snapshot};
+pub use folder::Folder;
 pub use plugin::WasmPlugin;
 pub use serve::{Session, Variant};
+pub use snapshot::Snapshot;

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 
 use super::encode::{self, ResourceName};
-use super::folder::Snapshot;
+use super::snapshot::Snapshot;
 use crate::protobuf::messages::{
     self, Any, DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse, Resource,
     Status,

@@ -11,9 +11,9 @@ use std::sync::Arc;
 
 use sha2::{Digest as _, Sha256};
 
-use super::Snapshot;
 use crate::upstream::directory::error::Problem;
 use crate::upstream::directory::plugin::{self, WasmPlugin};
+use crate::upstream::directory::snapshot::Snapshot;
 
 /// Files that are read; those of later names are reported.
 pub(super) const MAX_FILES: usize = 1000;

@@ -6,7 +6,7 @@ use envoy_types::pb::google::rpc::Status as RpcStatus;
 use prost::Message as _;
 
 use super::*;
-use crate::upstream::directory::folder::Snapshot;
+use crate::upstream::directory::plugin;
 
 const ECDS: &str = "type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig";
 const A: &str = "extensions.istio.io/wasmplugin/default.a";
@@ -19,7 +19,7 @@ fn folder(plugins: &[(&str, &str)]) -> Snapshot {
             "{{apiVersion: extensions.istio.io/v1alpha1, kind: WasmPlugin, metadata: {{name: {name}}}, \
              spec: {{url: 'r.io/{name}:{tag}'}}}}"
         );
-        crate::upstream::directory::plugin::parse(Path::new("p.yaml"), &text).unwrap()
+        plugin::parse(Path::new("p.yaml"), &text).unwrap()
     }))
 }
 
