@@ -13,6 +13,8 @@ use envoy_types::pb::google::protobuf::{Any, Duration, StringValue};
 use prost::Message as _;
 
 use super::*;
+use crate::module::ModuleRequest;
+use crate::rewrite::{self, Plan};
 use crate::secret::Secret;
 use crate::upstream::directory::plugin;
 
@@ -170,5 +172,27 @@ fn other_names_are_of_no_plugin() {
         "shop.auth~istio-translated-wasmplugin",
     ] {
         assert_ne!(ResourceName::new(name).plugin, "shop.auth", "{name}");
+    }
+}
+
+#[test]
+fn the_agent_reads_the_same_request_out_of_the_resource() {
+    let digest = "cd".repeat(32);
+    for spec in [
+        "url: 'r.io/auth'",
+        "url: 'r.io/auth:v1', imagePullPolicy: Always, imagePullSecret: key, type: NETWORK",
+        "url: 'file:///modules/a.wasm', imagePullPolicy: IfNotPresent",
+        &format!(
+            "url: 'https://h/a.wasm?token=1', sha256: {digest}, vmConfig: {{env: [{{name: A, value: b}}]}}"
+        ),
+    ] {
+        let plugin = plugin(spec);
+        let config = extension_config(&plugin, ResourceName::new("shop.auth"));
+        let Ok(Plan::Remote(remote)) = rewrite::plan(type_url::EXTENSION_CONFIG, &config.into()) else {
+            panic!("{spec}: not remote")
+        };
+        let expected =
+            ModuleRequest { timeout: Some(std::time::Duration::from_secs(30)), ..plugin.request() };
+        assert_eq!(remote.request, Ok(expected), "{spec}");
     }
 }
