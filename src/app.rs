@@ -88,7 +88,11 @@ pub fn resolve_config(config: &Config, files: FileAccess, clock: &Clock) -> Reso
 
 fn budgets(wanted: &config::WasmBudgets) -> wasm::Budgets {
     let mut budgets = wasm::Budgets::default();
-    let set = |budget: &mut u64, wanted: Option<u64>| *budget = wanted.unwrap_or(*budget);
+    let set = |budget: &mut u32, wanted: Option<u64>| {
+        if let Some(wanted) = wanted {
+            *budget = u32::try_from(wanted).unwrap_or(u32::MAX);
+        }
+    };
     set(&mut budgets.types, wanted.types);
     set(&mut budgets.params, wanted.params);
     set(&mut budgets.imports, wanted.imports);

@@ -6,7 +6,7 @@
 mod layout;
 
 use std::fs::File;
-use std::io::{self, Read as _};
+use std::io::{self, Read as _, Write as _};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
@@ -15,8 +15,14 @@ use oci_client::client::{Client, ClientConfig, ClientProtocol};
 use oci_client::errors::OciDistributionError;
 use oci_client::secrets::RegistryAuth;
 
+use super::CliError;
+use super::args::{self, PushArgs};
+use super::prefetch::docker_config;
+use crate::clock::Clock;
+use crate::config::Environment;
 use crate::digest::SourceDigest;
-use crate::module::ModuleUrl;
+use crate::fetch::{FetchConfig, Fetcher};
+use crate::module::{ModuleRequest, ModuleUrl};
 use crate::secret::Secret;
 
 pub use layout::Layout;
@@ -34,6 +40,8 @@ pub struct PushOptions {
     pub layout: Layout,
     /// User and password; anonymous where there is none.
     pub credential: Option<(String, Secret)>,
+    /// Speak HTTP without TLS, as a registry on loopback is spoken to anyway.
+    pub plain_http: bool,
 }
 
 /// Why a module was not published.
@@ -71,13 +79,41 @@ impl PushError {
     }
 }
 
+/// `wasmferry push`: publishes with the user's own credential, and prints the digest.
+pub fn run(args: PushArgs, environment: &Environment) -> Result<(), CliError> {
+    let target: ModuleUrl = args
+        .destination
+        .parse()
+        .map_err(|error| CliError::Usage(format!("the destination is no oci://HOST/REPO:TAG: {error}")))?;
+    let secret = docker_config(environment.docker_config.as_deref())?;
+    let request = ModuleRequest { secret, ..ModuleRequest::new(target.clone()) };
+    let fetcher = Fetcher::new(FetchConfig::default(), Clock::System);
+    let credential = fetcher.credential(&request).map_err(|error| CliError::Usage(error.to_string()))?;
+    let options = PushOptions {
+        file: args.file,
+        target,
+        layout: match args.layout {
+            args::Layout::Artifact => Layout::Artifact,
+            args::Layout::Image => Layout::Image,
+        },
+        credential: credential
+            .password()
+            .map(|(user, password)| (user.expose().to_owned(), password.clone())),
+        plain_http: args.plain_http,
+    };
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(CliError::Runtime)?;
+    let digest = runtime.block_on(push(options))?;
+    writeln!(io::stdout(), "{digest}").map_err(CliError::Output)
+}
+
 /// Publishes the file and returns the digest of its manifest. The same file always has the same
 /// digest.
 ///
 /// # Errors
 /// See [`PushError`]. What was uploaded before an error is without a name in the registry.
 pub async fn push(options: PushOptions) -> Result<SourceDigest, PushError> {
-    let PushOptions { file, target: url, layout, credential } = options;
+    let PushOptions { file, target: url, layout, credential, plain_http } = options;
     let target = url.to_string();
     let ModuleUrl::Oci(reference) = url else { return Err(PushError::NotOci { target }) };
     if reference.digest().is_some() {
@@ -91,7 +127,7 @@ pub async fn push(options: PushOptions) -> Result<SourceDigest, PushError> {
         Some((user, password)) => RegistryAuth::Basic(user, password.expose().to_owned()),
         None => RegistryAuth::Anonymous,
     };
-    match upload(&reference, &package, auth).await {
+    match upload(&reference, &package, auth, plain_http).await {
         Ok(()) => Ok(package.digest()),
         Err(error) if is_refusal(&error) => Err(PushError::Unauthorized { target, anonymous }),
         Err(error) => Err(PushError::Registry { target, why: describe(error) }),
@@ -146,11 +182,12 @@ async fn upload(
     reference: &Reference,
     package: &Package,
     auth: RegistryAuth,
+    plain_http: bool,
 ) -> Result<(), OciDistributionError> {
     // The client's TLS takes the process's provider; that another one is set already is fine.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let registry = reference.resolve_registry();
-    let protocol = if is_loopback(registry) {
+    let protocol = if plain_http || is_loopback(registry) {
         ClientProtocol::HttpsExcept(vec![registry.to_owned()])
     } else {
         ClientProtocol::Https
@@ -187,6 +224,7 @@ mod tests {
             target: target.parse().unwrap(),
             layout: Layout::Artifact,
             credential: None,
+            plain_http: false,
         }
     }
 

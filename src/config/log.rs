@@ -10,6 +10,13 @@ pub struct Log {
     pub format: Option<LogFormat>,
 }
 
+impl Log {
+    /// For commands whose output is their result: only what goes wrong, unless more was asked for.
+    pub fn quiet(self) -> Self {
+        Self { level: self.level.or(Some(LogLevel::Warn)), ..self }
+    }
+}
+
 /// The least severe records that are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogLevel {

@@ -24,7 +24,7 @@ sources:
 registries:
   Registry.Example:5000: {plain_http: true}
   plain.example:
-fetch: {timeout: 1m, progress_timeout: 5s, concurrency: 8}
+fetch: {timeout: 1m, progress_timeout: 5s, concurrency: 8, hold: 2s}
 blocked_cidrs: [10.0.0.0/8, "fd00::/8"]
 realms: [Auth.Example]
 relay: {queue_bytes: 1MiB, in_flight_bytes: 1GiB}
@@ -109,6 +109,7 @@ fn every_key_is_read() {
             timeout: Duration::from_secs(60),
             progress_timeout: Duration::from_secs(5),
             concurrency: 8,
+            hold: Duration::from_secs(2),
         },
         blocked_cidrs: vec!["10.0.0.0/8".parse().unwrap(), "fd00::/8".parse().unwrap()],
         realms: vec!["auth.example".to_owned()],

@@ -66,6 +66,14 @@ impl Credential {
         (!bytes.is_empty()).then_some(bytes)
     }
 
+    /// User and password of the best match, for a client that takes nothing else.
+    pub fn password(&self) -> Option<(&Secret, &Secret)> {
+        self.logins.iter().find_map(|login| match login {
+            Login::Password { user, password } => Some((user, password)),
+            Login::Identity(_) | Login::Registry(_) => None,
+        })
+    }
+
     pub(super) fn logins(&self) -> &[Login] {
         &self.logins
     }

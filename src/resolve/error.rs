@@ -44,7 +44,9 @@ impl ResolveError {
     pub fn is_permanent(&self) -> bool {
         match self {
             ResolveError::Fetch { source, .. } => source.is_permanent(),
-            ResolveError::Unpack { .. } | ResolveError::Module { .. } | ResolveError::Unexpected { .. } => true,
+            ResolveError::Unpack { .. } | ResolveError::Module { .. } | ResolveError::Unexpected { .. } => {
+                true
+            }
             ResolveError::Store { .. } | ResolveError::Fault { .. } | ResolveError::Shutdown { .. } => false,
         }
     }

@@ -121,7 +121,14 @@ mod tests {
         let (flights, land) = (flights(), Arc::new(Notify::new()));
         let first = tokio::spawn({
             let (flights, land) = (flights.clone(), land.clone());
-            async move { flights.join("module", || async move { land.notified().await; 7 }).await }
+            async move {
+                flights
+                    .join("module", || async move {
+                        land.notified().await;
+                        7
+                    })
+                    .await
+            }
         });
         while flights.is_empty() {
             tokio::task::yield_now().await;

@@ -25,7 +25,7 @@ pub use self::error::ResolveError;
 use self::flight::Flights;
 
 /// How modules are fetched and checked. Can be replaced while the agent runs.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct ResolveConfig {
     pub fetcher: Fetcher,
     /// The limit of a whole fetch where the request gives none.
@@ -115,7 +115,9 @@ impl Resolver {
         let key = FlightKey {
             audience: audience.clone(),
             source: source_key(&request),
-            version: (request.policy == PullPolicy::Always).then(|| request.resource_version.clone()).flatten(),
+            version: (request.policy == PullPolicy::Always)
+                .then(|| request.resource_version.clone())
+                .flatten(),
         };
         let asked = Asked { request, credential, audience, config };
         let inner = self.0.clone();
@@ -188,7 +190,11 @@ impl Inner {
             Ok(outcome) => outcome,
             Err(error) => {
                 let url = asked.request.url.to_string();
-                Err(if error.is_panic() { ResolveError::Fault { url } } else { ResolveError::Shutdown { url } })
+                Err(if error.is_panic() {
+                    ResolveError::Fault { url }
+                } else {
+                    ResolveError::Shutdown { url }
+                })
             }
         }
     }
@@ -258,9 +264,8 @@ impl Inner {
         let located_source = located.source();
         let body = fetcher.open(located, deadline).await.map_err(|source| asked.fetch_error(source))?;
         let progress = progress.clone();
-        let module = self
-            .blocking(asked, move |inner, asked| inner.take_in(asked, body, matches, &progress))
-            .await?;
+        let module =
+            self.blocking(asked, move |inner, asked| inner.take_in(asked, body, matches, &progress)).await?;
         self.metrics.fetched_bytes.inc_by(module.size);
         if let Some(key) = located_source.and_then(|source| digest_key(&request.url, &source)) {
             // Only saves a later download, so nobody waits for it.
@@ -300,11 +305,13 @@ impl Inner {
         let mut ingest = self.store.ingest().map_err(|source| asked.store_error(source))?;
         let packaging = body.packaging();
         let mut body = Counted { body, progress };
-        wasm::unpack(&mut body, packaging, &asked.config.limits, &mut ingest).map_err(|error| match error {
-            UnpackError::Read(source) => asked.fetch_error(FetchError::from_io(source)),
-            UnpackError::Write(source) => asked.store_error(StoreError::from_io(source)),
-            source => ResolveError::Unpack { url: url(), source },
-        })?;
+        wasm::unpack(&mut body, packaging, &asked.config.limits, &mut ingest).map_err(
+            |error| match error {
+                UnpackError::Read(source) => asked.fetch_error(FetchError::from_io(source)),
+                UnpackError::Write(source) => asked.store_error(StoreError::from_io(source)),
+                source => ResolveError::Unpack { url: url(), source },
+            },
+        )?;
         let mut finished = ingest.finish().map_err(|source| asked.store_error(source))?;
         // The disk works while the module is checked.
         finished.start_sync();

@@ -46,12 +46,7 @@ pub async fn serve(bound: Bound, shared: Arc<Shared>, tracker: TaskTracker) {
     }
 }
 
-async fn connection(
-    stream: Connection,
-    shared: Arc<Shared>,
-    name: Arc<str>,
-    tracker: TaskTracker,
-) {
+async fn connection(stream: Connection, shared: Arc<Shared>, name: Arc<str>, tracker: TaskTracker) {
     let service = {
         let (shared, name) = (shared.clone(), name.clone());
         service_fn(move |request| {
@@ -153,7 +148,9 @@ mod tests {
     #[test]
     fn metadata_goes_up_without_what_belongs_to_this_hop() {
         let mut headers = HeaderMap::new();
-        for (name, value) in [("authorization", "Bearer x"), ("te", "trailers"), ("grpc-accept-encoding", "gzip")] {
+        for (name, value) in
+            [("authorization", "Bearer x"), ("te", "trailers"), ("grpc-accept-encoding", "gzip")]
+        {
             headers.insert(name, value.parse().unwrap());
         }
         let up = metadata(headers);

@@ -26,8 +26,8 @@ use crate::module::Module;
 use crate::protobuf::{WireError, messages};
 use crate::resolve::{ResolveError, Resolver};
 use crate::upstream::Upstream;
-use crate::upstream::directory::serve;
 use crate::upstream::directory::Snapshot;
+use crate::upstream::directory::serve;
 
 /// The largest message that the control plane may send, in bytes.
 pub const CONTROL_PLANE_LIMIT: usize = 256 * 1024 * 1024;
@@ -182,7 +182,13 @@ fn trailers_only(headers: &HeaderMap) -> HeaderMap {
 }
 
 impl Control {
-    fn open(shared: &Shared, variant: Variant, path: &'static str, metadata: HeaderMap, limit: usize) -> Self {
+    fn open(
+        shared: &Shared,
+        variant: Variant,
+        path: &'static str,
+        metadata: HeaderMap,
+        limit: usize,
+    ) -> Self {
         match &shared.upstream {
             Upstream::Grpc(plane) => {
                 let (outbox, body) = outbox(limit);
@@ -191,10 +197,7 @@ impl Control {
                 Control::Grpc { outbox, stream: GrpcStream::Opening(Box::pin(opening)) }
             }
             Upstream::Directory(snapshots) => Control::Directory {
-                session: serve::Session::new(match variant {
-                    Variant::StateOfTheWorld => serve::Variant::SotW,
-                    Variant::Delta => serve::Variant::Delta,
-                }),
+                session: serve::Session::new(variant),
                 snapshots: snapshots.clone(),
                 answers: VecDeque::new(),
             },
@@ -207,8 +210,7 @@ impl Control {
             Control::Grpc { outbox, .. } => outbox.push(message).map_err(End::ControlPlaneStalled),
             Control::Directory { session, snapshots, answers } => {
                 let snapshot = snapshots.borrow().clone();
-                let answer =
-                    session.on_request(&message.bytes, &snapshot).map_err(End::MalformedRequest)?;
+                let answer = session.on_request(&message.bytes, &snapshot).map_err(End::MalformedRequest)?;
                 answers.extend(answer);
                 Ok(())
             }
@@ -323,7 +325,11 @@ impl Session {
     }
 
     /// Waits for one event, takes what else is ready, and does what follows from it.
-    async fn step(&mut self, from_envoy: &mut Messages<HyperBody>, control: &mut Control) -> Result<Step, End> {
+    async fn step(
+        &mut self,
+        from_envoy: &mut Messages<HyperBody>,
+        control: &mut Control,
+    ) -> Result<Step, End> {
         let shared = self.shared.clone();
         let with = ReadWith { budget: shared.budget.clone(), clock: shared.clock.clone() };
         let deadline = self.machine.deadline();
@@ -387,8 +393,7 @@ impl Session {
             let message = self.with_node(message);
             return control.send(message);
         }
-        let request =
-            intercept::read_request(self.variant, &message.bytes).map_err(End::MalformedRequest)?;
+        let request = intercept::read_request(self.variant, &message.bytes).map_err(End::MalformedRequest)?;
         self.machine.on_envoy(request, self.shared.clock.now());
         Ok(())
     }
@@ -447,7 +452,10 @@ impl Session {
                 Action::Respond(response) => {
                     let message = Message::own(intercept::write_response(self.variant, &response));
                     self.to_envoy.push(message).map_err(End::EnvoyStalled)?;
-                    self.shared.metrics.resources.get_or_create(&result("delivered"))
+                    self.shared
+                        .metrics
+                        .resources
+                        .get_or_create(&result("delivered"))
                         .inc_by(response.resources.len() as u64);
                 }
                 Action::Request(request) => {
@@ -496,7 +504,10 @@ impl Session {
             Note::Malformed { name, reason } => {
                 count("malformed");
                 tracing::warn!(
-                    listener, node, resource = name, "the control plane sent a bad resource: {reason}"
+                    listener,
+                    node,
+                    resource = name,
+                    "the control plane sent a bad resource: {reason}"
                 );
             }
         }
@@ -531,4 +542,3 @@ async fn sleep_until(clock: &Clock, deadline: Option<Instant>) {
         None => std::future::pending().await,
     }
 }
-

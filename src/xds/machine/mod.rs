@@ -18,17 +18,11 @@ use bytes::Bytes;
 
 use crate::module::ModuleRequest;
 use crate::rewrite::Plan;
+pub use crate::upstream::directory::Variant;
 
 use self::control::Control;
 use self::envoy::{Envoy, Verdict};
 use self::slot::{Fetching, Offer, Slot};
-
-/// The two variants of the xDS transport protocol.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Variant {
-    StateOfTheWorld,
-    Delta,
-}
 
 /// What can be set.
 #[derive(Debug, Clone)]
