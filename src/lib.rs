@@ -4,7 +4,7 @@
 
 pub mod clock;
 pub mod digest;
+pub mod fetch;
 pub mod module;
 pub mod secret;
 pub mod wasm;
-pub mod fetch;

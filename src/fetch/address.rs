@@ -33,9 +33,9 @@ const INWARD: &str = "a public server led to this private address";
 const BLOCKED: &[(IpNet, &str)] = &[
     (v4(169, 254, 0, 0, 16), LINK_LOCAL),
     (v6(0xfe80 << 112, 10), LINK_LOCAL),
-    (v4(100, 100, 100, 200, 32), METADATA),        // Alibaba Cloud
-    (v4(168, 63, 129, 16, 32), METADATA),          // Azure's wire server
-    (v6(0xfd00_0ec2 << 96, 32), METADATA),         // AWS
+    (v4(100, 100, 100, 200, 32), METADATA),           // Alibaba Cloud
+    (v4(168, 63, 129, 16, 32), METADATA),             // Azure's wire server
+    (v6(0xfd00_0ec2 << 96, 32), METADATA),            // AWS
     (v6((0xfd20_00ce << 96) | 0x254, 128), METADATA), // Google Cloud
     (v4(0, 0, 0, 0, 8), UNSPECIFIED),
     (v6(0, 128), UNSPECIFIED),

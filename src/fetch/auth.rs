@@ -51,6 +51,8 @@ pub(super) struct Asker<'a> {
     pub(super) login: Option<&'a Login>,
     /// The image, for errors.
     pub(super) what: &'a str,
+    /// What the registry said with its 401.
+    pub(super) code: RegistryCode,
 }
 
 /// Gets and keeps tokens.
@@ -90,7 +92,12 @@ impl Tokens {
     }
 
     /// A token that is there already.
-    pub(super) fn kept(&self, registry: &Url, repository: &str, login: Option<&Login>) -> Option<Authorization> {
+    pub(super) fn kept(
+        &self,
+        registry: &Url,
+        repository: &str,
+        login: Option<&Login>,
+    ) -> Option<Authorization> {
         let now = self.clock.now();
         let kept = self.lock();
         let kept = kept.get(&Key::new(registry, repository, login)).filter(|kept| kept.until > now)?;
@@ -126,7 +133,7 @@ impl Tokens {
                 // The host alone: the rest is a stranger's text.
                 realm: Url::parse(realm).map(|realm| host(&realm)).unwrap_or_else(|_| "no valid URL".into()),
             }),
-            _ => Err(FetchError::Unauthorized { what: asker.what.to_owned(), code: RegistryCode::default() }),
+            _ => Err(FetchError::Unauthorized { what: asker.what.to_owned(), code: asker.code }),
         }
     }
 
@@ -144,7 +151,9 @@ impl Tokens {
         if response.status != StatusCode::OK {
             // A 404 is the token server's fault, not a statement about the image.
             return Err(match response.status {
-                StatusCode::NOT_FOUND => FetchError::Token { host: server, reason: "it answered with status 404" },
+                StatusCode::NOT_FOUND => {
+                    FetchError::Token { host: server, reason: "it answered with status 404" }
+                }
                 status => {
                     FetchError::from_status(asker.what, status, &response.headers, RegistryCode::default())
                 }
@@ -153,7 +162,8 @@ impl Tokens {
         let what = format!("the answer of the token server {server}");
         let body = session.read(response, MAX_TOKEN_BODY, &what).await?;
         let refused = |reason| FetchError::Token { host: server.clone(), reason };
-        let answer: Answer = serde_json::from_slice(&body).map_err(|_| refused("its answer is not understood"))?;
+        let answer: Answer =
+            serde_json::from_slice(&body).map_err(|_| refused("its answer is not understood"))?;
         let token = answer.token.or(answer.access_token);
         let token = token.ok_or_else(|| refused("there is none in its answer"))?;
         let header = bearer(token.expose(), asker).map_err(|_| refused("it cannot be sent in a header"))?;
@@ -227,10 +237,8 @@ fn bearer(token: &str, asker: &Asker<'_>) -> Result<HeaderValue, FetchError> {
 }
 
 fn sensitive(value: &str, asker: &Asker<'_>) -> Result<HeaderValue, FetchError> {
-    let mut value = HeaderValue::from_str(value).map_err(|_| FetchError::Unauthorized {
-        what: asker.what.to_owned(),
-        code: RegistryCode::default(),
-    })?;
+    let mut value = HeaderValue::from_str(value)
+        .map_err(|_| FetchError::Unauthorized { what: asker.what.to_owned(), code: asker.code })?;
     value.set_sensitive(true);
     Ok(value)
 }

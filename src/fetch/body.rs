@@ -47,7 +47,13 @@ pub struct Body {
 }
 
 enum Stream {
-    Network { events: mpsc::Receiver<Event>, chunk: Bytes, clock: Clock, deadline: Instant, _pump: AbortOnDropHandle<()> },
+    Network {
+        events: mpsc::Receiver<Event>,
+        chunk: Bytes,
+        clock: Clock,
+        deadline: Instant,
+        _pump: AbortOnDropHandle<()>,
+    },
     File(File),
 }
 

@@ -26,7 +26,10 @@ pub struct Credential {
 /// One way to prove who asks.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) enum Login {
-    Password { user: Secret, password: Secret },
+    Password {
+        user: Secret,
+        password: Secret,
+    },
     /// A refresh token, to be exchanged at the token server.
     Identity(Secret),
     /// A bearer token, to be used as it is.
@@ -212,7 +215,8 @@ fn strip(key: &str) -> String {
 fn covers(key: &str, registry: &str, repository: &str) -> bool {
     let (host, path) = key.split_once('/').unwrap_or((key, ""));
     let ((key_host, key_port), (host, port)) = (split_port(host), split_port(registry));
-    let (key_parts, parts): (Vec<&str>, Vec<&str>) = (key_host.split('.').collect(), host.split('.').collect());
+    let (key_parts, parts): (Vec<&str>, Vec<&str>) =
+        (key_host.split('.').collect(), host.split('.').collect());
     key_port == port
         && key_parts.len() == parts.len()
         && key_parts.iter().zip(&parts).all(|(pattern, part)| glob(pattern.as_bytes(), part.as_bytes()))
@@ -256,7 +260,8 @@ mod tests {
     use super::*;
 
     fn parsed(config: &str, image: &str) -> Result<Vec<String>, FetchError> {
-        let credential = Credential::from_docker_config(&Secret::new(config.to_owned()), &image.parse().unwrap())?;
+        let credential =
+            Credential::from_docker_config(&Secret::new(config.to_owned()), &image.parse().unwrap())?;
         let show = |login: &Login| match login {
             Login::Password { user, password } => format!("{}:{}", user.expose(), password.expose()),
             Login::Identity(token) => format!("identity {}", token.expose()),

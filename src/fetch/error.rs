@@ -163,7 +163,12 @@ impl FetchError {
     }
 
     /// What a status other than success means. `what` names the thing that was asked for.
-    pub(super) fn from_status(what: &str, status: StatusCode, headers: &HeaderMap, code: RegistryCode) -> Self {
+    pub(super) fn from_status(
+        what: &str,
+        status: StatusCode,
+        headers: &HeaderMap,
+        code: RegistryCode,
+    ) -> Self {
         let what = what.to_owned();
         let retry_after = retry_after(headers);
         match status {

@@ -28,8 +28,10 @@ pub(super) fn open(access: &FileAccess, path: &Path) -> Result<(File, u64), Fetc
             let inside = folders.iter().find_map(|folder| Some((folder, path.strip_prefix(folder).ok()?)));
             let (folder, rest) = inside.ok_or_else(|| not_allowed("it is in no allowed folder"))?;
             // The kernel would resolve `..` safely; but no honest URL has one left.
-            if !rest.components().all(|component| matches!(component, Component::Normal(_))) {
-                return Err(not_allowed("its path is not plain"));
+            let names_a_file = !rest.as_os_str().is_empty();
+            if !names_a_file || !rest.components().all(|component| matches!(component, Component::Normal(_)))
+            {
+                return Err(not_allowed("its path is not that of a file in an allowed folder"));
             }
             beneath(folder, rest)
         }
@@ -40,7 +42,9 @@ pub(super) fn open(access: &FileAccess, path: &Path) -> Result<(File, u64), Fetc
             let what = format!("the file {}", path.display());
             return Err(FetchError::NotFound { what, code: RegistryCode::default() });
         }
-        Err(Errno::XDEV | Errno::LOOP) => return Err(not_allowed("a link in it leads out of the allowed folder")),
+        Err(Errno::XDEV | Errno::LOOP) => {
+            return Err(not_allowed("a link in it leads out of the allowed folder"));
+        }
         // A socket, or a pipe or device with nobody at its other end.
         Err(Errno::NXIO) => return Err(not_allowed("it is not a regular file")),
         Err(error) => return Err(FetchError::File { path: path.to_owned(), source: error.into() }),
@@ -106,7 +110,8 @@ mod tests {
         symlink("../secret", allowed.join("out")).unwrap();
         symlink(root.path().join("secret"), allowed.join("absolute")).unwrap();
         symlink("..", allowed.join("out_dir")).unwrap();
-        rustix::fs::mknodat(CWD, allowed.join("pipe"), rustix::fs::FileType::Fifo, Mode::from(0o600), 0).unwrap();
+        rustix::fs::mknodat(CWD, allowed.join("pipe"), rustix::fs::FileType::Fifo, Mode::from(0o600), 0)
+            .unwrap();
         (root, allowed)
     }
 

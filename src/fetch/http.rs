@@ -84,17 +84,18 @@ impl Session {
     ///
     /// `Authorization` goes to the URL's own origin alone. A redirect from https to http, one with a
     /// user name, and any redirect of a POST are refused.
-    pub(super) async fn send(&mut self, mut request: Request, deadline: Instant) -> Result<Response, FetchError> {
+    pub(super) async fn send(
+        &mut self,
+        mut request: Request,
+        deadline: Instant,
+    ) -> Result<Response, FetchError> {
         for _ in 0..=MAX_REDIRECTS {
             let response = self.exchange(&request, deadline).await?;
             let Some(target) = redirect(&request, &response)? else { return Ok(response) };
             if target.origin() != request.url.origin() {
                 request.authorization = None;
             }
-            // Once out on the internet, no later step may lead inward either.
-            if request.from != Some(Reach::Public) {
-                request.from = Some(response.connection.reach);
-            }
+            request.from = Some(response.connection.reach);
             request.url = target;
         }
         Err(FetchError::Redirect { host: host(&request.url), reason: "there are more than ten in a row" })
@@ -122,9 +123,8 @@ impl Session {
 
     fn reusable(&mut self, request: &Request) -> Option<Connection> {
         self.idle.retain(|connection| !connection.sender.is_closed());
-        let inward = |connection: &Connection| {
-            request.from == Some(Reach::Public) && connection.reach == Reach::Inner
-        };
+        let inward =
+            |connection: &Connection| request.from == Some(Reach::Public) && connection.reach == Reach::Inner;
         let origin = request.url.origin();
         let fits = |connection: &Connection| connection.origin == origin && !inward(connection);
         self.idle.iter().position(fits).map(|index| self.idle.swap_remove(index))
@@ -159,7 +159,12 @@ impl Session {
     }
 
     /// Reads a small body whole, and keeps the connection for the next request.
-    pub(super) async fn read(&mut self, mut response: Response, limit: u64, what: &str) -> Result<Bytes, FetchError> {
+    pub(super) async fn read(
+        &mut self,
+        mut response: Response,
+        limit: u64,
+        what: &str,
+    ) -> Result<Bytes, FetchError> {
         let too_large = || FetchError::TooLarge { what: what.to_owned(), limit };
         if response.length().is_some_and(|length| length > limit) {
             return Err(too_large());
@@ -205,8 +210,7 @@ impl Response {
         loop {
             let frame = within(&self.client, &self.host, self.deadline, self.body.frame()).await?;
             let Some(frame) = frame else { return Ok(None) };
-            let frame =
-                frame.map_err(|source| FetchError::Transport { host: self.host.clone(), source })?;
+            let frame = frame.map_err(|source| FetchError::Transport { host: self.host.clone(), source })?;
             match frame.into_data() {
                 Ok(data) if !data.is_empty() => return Ok(Some(data)),
                 // Trailers tell nothing that counts here.

@@ -137,7 +137,9 @@ pub(super) fn read(body: &[u8], content_type: Option<&str>) -> Result<Manifest, 
     let media_type = media_type(content_type, document.media_type.as_deref())?;
     if document.schema_version == Some(1)
         || document.fs_layers.is_some()
-        || media_type.as_deref().is_some_and(|name| name.starts_with("application/vnd.docker.distribution.manifest.v1+"))
+        || media_type
+            .as_deref()
+            .is_some_and(|name| name.starts_with("application/vnd.docker.distribution.manifest.v1+"))
     {
         return unsupported("it is a Docker manifest of schema 1, which is obsolete: push the image again");
     }
@@ -146,8 +148,12 @@ pub(super) fn read(body: &[u8], content_type: Option<&str>) -> Result<Manifest, 
     }
     match (media_type.as_deref(), document.layers, document.manifests) {
         (_, Some(_), Some(_)) => invalid("it has both layers and manifests"),
-        (None | Some(OCI_MANIFEST | DOCKER_MANIFEST), Some(layers), None) => Ok(Manifest::Image(Image { layers })),
-        (None | Some(OCI_INDEX | DOCKER_LIST), None, Some(manifests)) => Ok(Manifest::Index(Index { manifests })),
+        (None | Some(OCI_MANIFEST | DOCKER_MANIFEST), Some(layers), None) => {
+            Ok(Manifest::Image(Image { layers }))
+        }
+        (None | Some(OCI_INDEX | DOCKER_LIST), None, Some(manifests)) => {
+            Ok(Manifest::Index(Index { manifests }))
+        }
         (None | Some(OCI_MANIFEST | DOCKER_MANIFEST | OCI_INDEX | DOCKER_LIST), ..) => {
             invalid("it does not have what its media type calls for")
         }
@@ -158,7 +164,8 @@ pub(super) fn read(body: &[u8], content_type: Option<&str>) -> Result<Manifest, 
 /// One media type out of the header and the document, which may each be silent but not disagree.
 fn media_type(header: Option<&str>, body: Option<&str>) -> Result<Option<String>, Refusal> {
     const GENERIC: [&str; 4] = ["", "application/json", "application/octet-stream", "text/plain"];
-    let header = header.and_then(|value| value.split(';').next()).unwrap_or_default().trim().to_ascii_lowercase();
+    let header =
+        header.and_then(|value| value.split(';').next()).unwrap_or_default().trim().to_ascii_lowercase();
     let body = body.filter(|name| !name.is_empty()).map(str::to_ascii_lowercase);
     match body {
         Some(body) if GENERIC.contains(&header.as_str()) || header == body => Ok(Some(body)),
@@ -205,7 +212,9 @@ impl Index {
     fn platforms(&self) -> String {
         list(self.manifests.iter().map(|manifest| match &manifest.platform {
             Some(Platform { os, architecture, variant: None }) => format!("{os}/{architecture}"),
-            Some(Platform { os, architecture, variant: Some(variant) }) => format!("{os}/{architecture}/{variant}"),
+            Some(Platform { os, architecture, variant: Some(variant) }) => {
+                format!("{os}/{architecture}/{variant}")
+            }
             None => manifest.media_type.clone(),
         }))
     }
@@ -229,7 +238,9 @@ impl Image {
             (Some(module), None, [a, b]) if [a, b].iter().any(|l| l.media_type == RAW_COMPANION) => {
                 (module, Packaging::Raw)
             }
-            (None, _, [.., last]) if TAR_LAYERS.contains(&last.media_type.as_str()) => (last, Packaging::Layer),
+            (None, _, [.., last]) if TAR_LAYERS.contains(&last.media_type.as_str()) => {
+                (last, Packaging::Layer)
+            }
             (_, _, []) => return unsupported("it has no layers"),
             _ => {
                 let seen = list(self.layers.iter().map(|layer| layer.media_type.clone()));

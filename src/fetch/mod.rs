@@ -177,7 +177,9 @@ impl Fetcher {
                 for login in others {
                     match oci::locate(&self.shared, reference, Some(login), deadline).await {
                         Err(error) if error.refuses_the_credential() => {}
-                        outcome => return outcome.map(|found| Located { place: Place::Oci(Box::new(found)) }),
+                        outcome => {
+                            return outcome.map(|found| Located { place: Place::Oci(Box::new(found)) });
+                        }
                     }
                 }
                 Place::Oci(Box::new(oci::locate(&self.shared, reference, last, deadline).await?))
@@ -202,8 +204,7 @@ impl Fetcher {
         let shared = self.shared.clone();
         let opening = tokio::task::spawn_blocking(move || file::open(&shared.config.files, &path));
         let opened = self.shared.clock.timeout_at(deadline, opening).await;
-        let opened =
-            opened.map_err(|_| FetchError::Timeout { during: "opening", host: what.clone() })?;
+        let opened = opened.map_err(|_| FetchError::Timeout { during: "opening", host: what.clone() })?;
         let (file, size) = opened.map_err(|_| FetchError::Interrupted)??;
         if size > limit {
             return Err(FetchError::TooLarge { what, limit });
@@ -245,7 +246,8 @@ impl Located {
     pub fn matches(&self, expected: &ExpectedDigest) -> bool {
         match &self.place {
             Place::Oci(found) => {
-                expected.is_source(&found.manifest) || found.index.is_some_and(|index| expected.is_source(&index))
+                expected.is_source(&found.manifest)
+                    || found.index.is_some_and(|index| expected.is_source(&index))
             }
             Place::Http(_) | Place::File(_) => false,
         }

@@ -95,7 +95,12 @@ impl Found {
         let response = repository.get(&path, &what, HeaderMap::new(), deadline).await?;
         match response.length() {
             Some(length) if length != layer.size => {
-                return Err(FetchError::SizeMismatch { what, expected: layer.size, actual: length, at_least: false });
+                return Err(FetchError::SizeMismatch {
+                    what,
+                    expected: layer.size,
+                    actual: length,
+                    at_least: false,
+                });
             }
             _ => {}
         }
@@ -186,9 +191,10 @@ impl Repository {
         headers: HeaderMap,
         deadline: Instant,
     ) -> Result<Response, FetchError> {
-        let url = self.base.join(path).map_err(|_| {
-            self.refused(Refusal::Invalid("it cannot be written as a URL".to_owned()))
-        })?;
+        let url = self
+            .base
+            .join(path)
+            .map_err(|_| self.refused(Refusal::Invalid("it cannot be written as a URL".to_owned())))?;
         loop {
             let request = Request {
                 headers: headers.clone(),
@@ -200,7 +206,8 @@ impl Repository {
                 return Ok(response);
             }
             // Only the registry itself may ask for a credential, not whom it redirected to.
-            let asks = response.status == StatusCode::UNAUTHORIZED && response.url.origin() == self.base.origin();
+            let asks =
+                response.status == StatusCode::UNAUTHORIZED && response.url.origin() == self.base.origin();
             let spent = match &self.authorization {
                 None => false,
                 Some(sent) => !sent.renewable || std::mem::replace(&mut self.renewed, true),
@@ -212,20 +219,27 @@ impl Repository {
         }
     }
 
-    async fn authorize(&mut self, response: Response, what: &str, deadline: Instant) -> Result<(), FetchError> {
+    async fn authorize(
+        &mut self,
+        response: Response,
+        what: &str,
+        deadline: Instant,
+    ) -> Result<(), FetchError> {
         let challenges = realm::challenges(&response.headers);
         let reach = response.reach();
         if challenges.is_empty() {
             return Err(self.error(response, what).await);
         }
-        // Frees the connection for the next try; where that fails, a new one is made.
-        let _ = self.session.read(response, MAX_ERROR_BODY, what).await;
+        // Read to its end, so that the connection is free for the next try; where that fails, a new one
+        // is made.
+        let body = self.session.read(response, MAX_ERROR_BODY, what).await.unwrap_or_default();
         let asker = Asker {
             registry: &self.base,
             reach,
             repository: &self.name,
             login: self.login.as_ref(),
             what: &self.what,
+            code: RegistryCode::from_body(&body),
         };
         let answer = self.shared.tokens.answer(&mut self.session, &asker, &challenges, deadline).await?;
         self.authorization = Some(answer);

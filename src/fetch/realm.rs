@@ -87,10 +87,16 @@ mod tests {
             challenges(&map)
         };
         let both = [bearer("https://t.io/x", Some("s")), Challenge::Basic];
-        assert_eq!(headers(&[r#"Bearer realm="https://t.io/x",service="s",scope="a:b:c""#, "Basic realm=x"]), both);
+        assert_eq!(
+            headers(&[r#"Bearer realm="https://t.io/x",service="s",scope="a:b:c""#, "Basic realm=x"]),
+            both
+        );
         assert_eq!(headers(&[r#"Bearer realm="https://t.io/x", service=s, Basic realm="x""#]), both);
         assert_eq!(headers(&[r#"BEARER REALM="https://t.io/x",Service=s"#, "basic"]), both);
-        assert_eq!(headers(&["Negotiate", r#"Bearer realm="https://t.io/x""#]), [bearer("https://t.io/x", None)]);
+        assert_eq!(
+            headers(&["Negotiate", r#"Bearer realm="https://t.io/x""#]),
+            [bearer("https://t.io/x", None)]
+        );
         assert_eq!(headers(&[r#"Bearer service="s""#, "Digest realm=x", "\"", ""]), []);
     }
 

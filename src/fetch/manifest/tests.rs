@@ -35,7 +35,9 @@ fn choose(entries: &[(&str, char)]) -> Result<char, Refusal> {
             let mut entry = layer(OCI_MANIFEST);
             entry["digest"] = format!("{}{digit}", &DIGEST[..DIGEST.len() - 1]).into();
             match platform.split('/').collect::<Vec<_>>().as_slice() {
-                ["attestation"] => entry["annotations"] = json!({"vnd.docker.reference.type": "attestation-manifest"}),
+                ["attestation"] => {
+                    entry["annotations"] = json!({"vnd.docker.reference.type": "attestation-manifest"})
+                }
                 ["none"] => {}
                 ["index"] => entry["mediaType"] = OCI_INDEX.into(),
                 [os, arch] => entry["platform"] = json!({"os": os, "architecture": arch}),
@@ -100,7 +102,10 @@ fn documents_that_contradict_themselves_are_refused() {
     assert!(refusal(&with("mediaType", "text/html".into()), None).contains("text/html"));
     assert!(refusal(&with("schemaVersion", json!(3)), None).contains("schemaVersion"));
     assert!(refusal(&with("schemaVersion", Value::Null), None).contains("schemaVersion"));
-    assert!(refusal(&with("layers", json!([{"mediaType": "a", "digest": DIGEST, "size": -1}])), None).contains("JSON"));
+    assert!(
+        refusal(&with("layers", json!([{"mediaType": "a", "digest": DIGEST, "size": -1}])), None)
+            .contains("JSON")
+    );
     assert!(refusal(&json!("x"), None).contains("JSON"));
     let schema1 = json!({ "schemaVersion": 1, "fsLayers": [], "history": [] });
     assert!(refusal(&schema1, None).contains("schema 1"));
@@ -112,7 +117,9 @@ fn documents_that_contradict_themselves_are_refused() {
 fn a_silent_or_generic_content_type_leaves_it_to_the_document() {
     let good = image(&[RAW_LAYERS[0]]).to_string();
     let parameters = format!("{OCI_MANIFEST}; charset=utf-8");
-    for content_type in [None, Some("application/json"), Some("text/plain; charset=utf-8"), Some(&*parameters)] {
+    for content_type in
+        [None, Some("application/json"), Some("text/plain; charset=utf-8"), Some(&*parameters)]
+    {
         assert!(read(good.as_bytes(), content_type).is_ok(), "{content_type:?}");
     }
     let mut untyped = image(&[RAW_LAYERS[0]]);
@@ -126,7 +133,9 @@ fn digests_that_could_be_paths_are_refused() {
     for digest in ["sha256:../../../etc/passwd", "sha512:00", "", &DIGEST.to_uppercase()] {
         let mut document = image(&[RAW_LAYERS[0]]);
         document["layers"][0]["digest"] = digest.into();
-        let Ok(Manifest::Image(image)) = read(document.to_string().as_bytes(), None) else { panic!("{digest}") };
+        let Ok(Manifest::Image(image)) = read(document.to_string().as_bytes(), None) else {
+            panic!("{digest}")
+        };
         assert!(matches!(image.layer(), Err(Refusal::Invalid(_))), "{digest}");
     }
 }
