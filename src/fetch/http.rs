@@ -95,10 +95,7 @@ impl Session {
             if target.origin() != request.url.origin() {
                 request.authorization = None;
             }
-            // Once out on the internet, no later step may lead inward either.
-            if request.from != Some(Reach::Public) {
-                request.from = Some(response.connection.reach);
-            }
+            request.from = Some(response.connection.reach);
             request.url = target;
         }
         Err(FetchError::Redirect { host: host(&request.url), reason: "there are more than ten in a row" })
