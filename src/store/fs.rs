@@ -89,16 +89,18 @@ fn make_with_parents(path: &Path, observer: &Observer) -> Result<(), StoreError>
         Err(Errno::EXIST) => return Ok(()),
         made => made.map_err(|errno| StoreError::new(Operation::MakeFolder, path, errno))?,
     }
-    if let Some((folder, stat)) = open_folder(CWD, path, path.to_owned(), observer)? {
-        admit(&stat, path)?;
-        folder.set_mode(PASSAGE)?;
-    }
-    let Some(parent) = path.parent() else { return Ok(()) };
-    match open_folder(CWD, parent, parent.to_owned(), observer) {
+    let (folder, stat) = open_folder(CWD, path, path.to_owned(), observer)?
+        .ok_or_else(|| StoreError::new(Operation::OpenFolder, path, Errno::NOENT))?;
+    admit(&stat, path)?;
+    folder.set_mode(PASSAGE)?;
+
+    let parent = path.parent().unwrap_or(path).to_owned();
+    match open_folder(&folder.fd, Path::new(".."), parent, observer) {
         Ok(Some((parent, _))) => parent.sync(),
-        // Its parent may be one that we may write to and not read; losing an empty store in a crash
-        // costs nothing.
-        _ => Ok(()),
+        Ok(None) => Ok(()),
+        // One that we may write to and not read. A crash may take the new folder: a few fetches.
+        Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+        Err(error) => Err(error),
     }
 }
 

@@ -99,6 +99,20 @@ fn a_record_takes_its_place_when_it_is_durable() {
 }
 
 #[test]
+fn a_directory_that_is_made_is_durable_in_its_parent_behind_a_link_too() {
+    let home = Home::quick();
+    let link = home.0.path().join("link");
+    std::os::unix::fs::symlink(home.outside(), &link).unwrap();
+    let faults = Arc::new(Faults::default());
+    let config = StoreConfig { directory: link.join("a/store") };
+    Store::open_observed(&config, Clock::System, Observer::Faults(faults.clone())).unwrap();
+    let seen = faults.disarm();
+    for parent in [link.join("a"), link] {
+        assert!(seen.contains(&(Operation::SyncFolder, parent)), "{seen:#?}");
+    }
+}
+
+#[test]
 fn the_key_and_the_folders_are_durable_before_the_store_is_open() {
     let home = Home::quick();
     fs::create_dir(home.path()).unwrap();

@@ -208,6 +208,19 @@ fn a_damaged_module_is_a_miss_until_it_is_brought_again() {
 }
 
 #[test]
+fn a_view_that_is_shorter_than_its_content_is_a_miss() {
+    let home = Home::new();
+    let store = home.store();
+    let (stored, record) = remember(&store, &Audience::Public);
+    fs::remove_file(&stored.path).unwrap();
+    fs::write(&stored.path, "short").unwrap();
+    chmod(&stored.path, 0o444);
+    assert_eq!(store.view(&Audience::Public, &stored.payload).unwrap(), None);
+    assert_eq!(put(&store, &Audience::Public, MODULE), stored);
+    assert_eq!(store.lookup(&Audience::Public, SOURCE).unwrap(), Some(record));
+}
+
+#[test]
 fn a_module_whose_content_or_view_is_gone_is_a_miss() {
     for gone in ["content/blobs", "public"] {
         let home = Home::new();

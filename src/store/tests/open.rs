@@ -233,6 +233,23 @@ fn a_store_on_a_read_only_mount_is_refused() {
 }
 
 #[test]
+fn a_directory_that_the_user_may_not_write_to_is_an_error() {
+    if rustix::process::geteuid().is_root() {
+        eprintln!("skipped: root may write anywhere");
+        return;
+    }
+    let home = Home::new();
+    fs::create_dir(home.path()).unwrap();
+    chmod(&home.path(), 0o555);
+    let error = home.open().unwrap_err();
+    let refused = |error: &std::io::Error| error.kind() == std::io::ErrorKind::PermissionDenied;
+    assert!(
+        matches!(&error, StoreError::Io { operation: Operation::MakeFolder, source, .. } if refused(source)),
+        "{error}"
+    );
+}
+
+#[test]
 fn a_full_file_system_is_an_error_that_leaves_nothing() {
     let home = Home::new();
     if !is_root() {
