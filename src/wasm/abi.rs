@@ -11,7 +11,7 @@ use std::fmt;
 use wasmparser::types::{EntityType, TypesRef};
 use wasmparser::{AbstractHeapType, CompositeInnerType, FuncType, HeapType, RefType, ValType};
 
-use super::check::ModuleError;
+use super::error::ModuleError;
 use super::printable;
 
 /// A version of the Proxy-Wasm ABI that Envoy speaks.

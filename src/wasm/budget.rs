@@ -4,10 +4,10 @@
 
 use wasmparser::BinaryReader;
 
-use super::check::ModuleError;
+use super::error::ModuleError;
 
 /// What a module may have at most. The defaults leave room for any real plugin (64 MB of Go, Rust,
-/// C++ or AssemblyScript) and keep the check below some 16 MiB for any module whatever.
+/// C++ or AssemblyScript) and keep the check below 8 MiB for any module whatever.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Budgets {
     /// Types. Large programs have a few thousand signatures.

@@ -3,15 +3,16 @@
 
 use std::io::{BufRead as _, BufReader, Read, Seek, SeekFrom};
 
-use super::check::ModuleError;
+use super::error::ModuleError;
 
 const BUFFER: usize = 64 * 1024;
 
 pub(super) struct Input<R> {
     inner: BufReader<R>,
     position: u64,
-    /// Where the current section ends, or the module.
+    /// Where the current section ends; between sections, where the module does.
     end: u64,
+    in_section: bool,
     /// The module's size.
     size: u64,
 }
@@ -20,7 +21,13 @@ impl<R: Read + Seek> Input<R> {
     pub fn new(mut module: R) -> Result<Self, ModuleError> {
         let size = module.seek(SeekFrom::End(0))?;
         module.rewind()?;
-        Ok(Self { inner: BufReader::with_capacity(BUFFER, module), position: 0, end: size, size })
+        Ok(Self {
+            inner: BufReader::with_capacity(BUFFER, module),
+            position: 0,
+            end: size,
+            in_section: false,
+            size,
+        })
     }
 
     /// The beginning of the module, without moving on.
@@ -45,6 +52,7 @@ impl<R: Read + Seek> Input<R> {
     pub fn enter(&mut self, size: u32) -> Result<(), ModuleError> {
         self.need(size.into())?;
         self.end = self.position.saturating_add(size.into());
+        self.in_section = true;
         Ok(())
     }
 
@@ -54,6 +62,7 @@ impl<R: Read + Seek> Input<R> {
             return Err(self.invalid("the section goes on after its last item"));
         }
         self.end = self.size;
+        self.in_section = false;
         Ok(())
     }
 
@@ -110,8 +119,8 @@ impl<R: Read + Seek> Input<R> {
     fn need(&self, bytes: u64) -> Result<(), ModuleError> {
         match () {
             () if bytes <= self.left() => Ok(()),
-            () if self.end == self.size => Err(self.truncated()),
-            () => Err(self.invalid("the section ends too early")),
+            () if self.in_section => Err(self.invalid("the section ends too early")),
+            () => Err(self.truncated()),
         }
     }
 }

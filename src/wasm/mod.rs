@@ -6,13 +6,15 @@
 mod abi;
 mod budget;
 mod check;
+mod error;
 mod input;
 mod tar;
 mod unpack;
 
 pub use abi::AbiVersion;
 pub use budget::Budgets;
-pub use check::{ModuleError, ModuleInfo, check};
+pub use check::{ModuleInfo, check};
+pub use error::ModuleError;
 pub use unpack::{Limits, Packaging, UnpackError, unpack};
 
 /// What bytes that are no Wasm module look like, from their beginning, for an error message.
