@@ -25,7 +25,7 @@ lint: ## Formatting and clippy
 .PHONY: deny
 deny: ## Licences, bans and sources of the dependencies
 	scripts/tools.sh deny
-	.tools/bin/cargo-deny --locked check bans licenses sources
+	.tools/bin/cargo-deny --locked check --hide-inclusion-graph bans licenses sources
 
 .PHONY: demo
 demo: tools ## Envoy runs a filter out of a registry, and its second version without a failed request

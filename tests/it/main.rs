@@ -5,4 +5,5 @@
 //! Envoy are two different unprivileged users in every test, so that modes and groups are tested too.
 
 mod harness;
+mod image;
 mod support;
