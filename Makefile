@@ -28,12 +28,13 @@ deny: ## Licences, bans and sources of the dependencies
 	.tools/bin/cargo-deny --locked check --hide-inclusion-graph bans licenses sources
 
 .PHONY: demo
-demo: tools ## Envoy runs a filter out of a registry, and its second version without a failed request
+demo: ## Envoy runs a filter out of a registry, and its second version without a failed request
+	scripts/tools.sh envoy registry curl
 	$(CARGO) build --locked --release
 	demo/run.sh
 
 .PHONY: static
-static: ## A static release binary, target/$(MUSL)/release/wasmferry
+static: ## A static release binary, under target/*-linux-musl/release/
 	scripts/tools.sh musl
 	$(CARGO) build --locked --release --target $(MUSL)
 

@@ -2,13 +2,13 @@
 # Gets the programs that tests, demo and bench run, each only where it is missing:
 #
 #   scripts/tools.sh envoy registry     for `make test` and `make demo`
-#   scripts/tools.sh bench              skopeo and curl, for `make bench`
+#   scripts/tools.sh curl skopeo        what demo and bench use besides
 #   scripts/tools.sh deny               cargo-deny, for `make deny`
 #   scripts/tools.sh musl               the target of `make static`
 #   scripts/tools.sh buildah            for `make image` and its test
 #
-# What it brings lies in .tools/, linked from .tools/bin/. Only `bench`, `musl` and `buildah` install
-# system packages, and only as root. Package mirrors and proxies are those that pip, apt, cargo and
+# What it brings lies in .tools/, linked from .tools/bin/. Only curl, skopeo, musl and buildah are
+# system packages, and installed only as root. Package mirrors and proxies are those that pip, apt, cargo and
 # rustup are configured with.
 set -euo pipefail
 
@@ -79,9 +79,12 @@ get_registry() {
     link docker-registry ../docker-registry/usr/bin/docker-registry
 }
 
-get_bench() {
-    have skopeo || apt_install skopeo
+get_curl() {
     have curl || apt_install curl
+}
+
+get_skopeo() {
+    have skopeo || apt_install skopeo
 }
 
 get_buildah() {
@@ -108,10 +111,10 @@ get_musl() {
     have musl-gcc || apt_install musl-tools
 }
 
-[ $# -gt 0 ] || die "name at least one of envoy, registry, bench, buildah, deny, musl"
+[ $# -gt 0 ] || die "name at least one of envoy, registry, curl, skopeo, buildah, deny, musl"
 for tool in "$@"; do
     case $tool in
-        envoy | registry | bench | buildah | deny | musl) ;;
+        envoy | registry | curl | skopeo | buildah | deny | musl) ;;
         *) die "no such tool: $tool" ;;
     esac
 done
