@@ -4,13 +4,13 @@ use std::os::unix::fs::MetadataExt;
 
 use http::StatusCode;
 
-use crate::support::client;
 use crate::support::control_plane::serve::Serving;
 use crate::support::envoy::{self, Envoy, Variant, Xds};
 use crate::support::gate::Gate;
 use crate::support::registry::{self, Access, Layout, Registry};
 use crate::support::resources::{self, Kind};
 use crate::support::world::{User, World, is_root};
+use crate::support::{client, eventually};
 
 /// A listener with one discovered HTTP filter, all of it over ADS: allowed, then denied, then broken.
 async fn a_real_envoy_takes_its_configuration(variant: Variant, unix: bool) {
@@ -32,7 +32,11 @@ async fn a_real_envoy_takes_its_configuration(variant: Variant, unix: bool) {
 
     control_plane.set(resources::deny_all("filter"));
     envoy.answers("a denied request", address, |answer| answer.status == StatusCode::FORBIDDEN).await;
-    assert_eq!(envoy.ecds_stat(Kind::Http, "filter", "config_reload").await, 2);
+    // Counted when the last worker has it.
+    eventually("two reloads", async || {
+        (envoy.ecds_stat(Kind::Http, "filter", "config_reload").await == 2).then_some(())
+    })
+    .await;
 
     // A module that is not there: Envoy keeps what it has, and says why.
     let missing = world.path().join("missing.wasm");
