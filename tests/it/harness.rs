@@ -2,11 +2,16 @@
 
 use std::os::unix::fs::MetadataExt;
 
+use envoy_types::util::pack_any;
 use http::StatusCode;
+use tonic::Status;
 
+use crate::support::control_plane::script::Script;
 use crate::support::control_plane::serve::Serving;
+use crate::support::control_plane::{ControlPlane, Protocol};
 use crate::support::envoy::{self, Envoy, Variant, Xds};
 use crate::support::gate::Gate;
+use crate::support::process::Program;
 use crate::support::registry::{self, Access, Layout, Registry};
 use crate::support::resources::{self, Kind};
 use crate::support::world::{User, World, is_root};
@@ -21,8 +26,13 @@ async fn a_real_envoy_takes_its_configuration(variant: Variant, unix: bool) {
     };
     let control_plane = Serving::listen(xds.clone()).await;
     let filter = resources::http_slot("filter", resources::discovery(Kind::Http));
-    let listener = resources::listener("web", world.address(), vec![], vec![filter]);
-    control_plane.set_all([envoy_types::util::pack_any(listener), resources::allow_all("filter")]);
+    let gate = resources::network_slot("gate", resources::discovery(Kind::Network));
+    let listener = resources::listener("web", world.address(), vec![gate], vec![filter]);
+    control_plane.set_all([
+        pack_any(listener),
+        resources::allow_all(Kind::Network, "gate"),
+        resources::allow_all(Kind::Http, "filter"),
+    ]);
 
     let mut envoy = Envoy::start(&world, &envoy::Options::lds(xds, variant)).await;
     envoy.live().await;
@@ -30,7 +40,7 @@ async fn a_real_envoy_takes_its_configuration(variant: Variant, unix: bool) {
     let answer = envoy::request(address).await.unwrap();
     assert_eq!((answer.status, answer.text().as_str()), (StatusCode::OK, "ok"));
 
-    control_plane.set(resources::deny_all("filter"));
+    control_plane.set(resources::deny_all(Kind::Http, "filter"));
     envoy.answers("a denied request", address, |answer| answer.status == StatusCode::FORBIDDEN).await;
     // Counted when the last worker has it.
     eventually("two reloads", async || {
@@ -45,6 +55,10 @@ async fn a_real_envoy_takes_its_configuration(variant: Variant, unix: bool) {
     assert!(nack.nack().unwrap().contains("missing.wasm"), "{nack:?}");
     assert_eq!(envoy::request(address).await.unwrap().status, StatusCode::FORBIDDEN);
     assert_eq!(envoy.ecds_stat(Kind::Http, "filter", "update_rejected").await, 1);
+
+    control_plane.set(resources::deny_all(Kind::Network, "gate"));
+    eventually("a closed connection", async || envoy::request(address).await.err()).await;
+    assert_eq!(control_plane.streams(), 1);
 
     let process = format!("/proc/{}", envoy.process().pid());
     if is_root() {
@@ -67,6 +81,59 @@ async fn a_real_envoy_takes_its_configuration_by_the_unified_mux() {
 #[tokio::test]
 async fn a_real_envoy_takes_its_configuration_by_delta() {
     a_real_envoy_takes_its_configuration(Variant::Delta, true).await;
+}
+
+#[tokio::test]
+async fn a_script_sees_what_envoy_says_and_ends_its_stream() {
+    for (variant, protocol) in [(Variant::Sotw, Protocol::Sotw), (Variant::Delta, Protocol::Delta)] {
+        let world = World::new();
+        let xds = Xds::Tcp(world.address());
+        let mut control_plane = ControlPlane::listen(xds.clone()).await;
+        let filter = resources::http_slot("filter", resources::discovery(Kind::Http));
+        let listener = resources::listener("web", world.address(), vec![], vec![filter]);
+        let options = envoy::Options {
+            metadata: vec![("authorization".into(), "Bearer of-envoy".into())],
+            ..envoy::Options::with_listener(xds, variant, listener)
+        };
+        let envoy = Envoy::start(&world, &options).await;
+
+        let mut first = Script::from(control_plane.accept().await);
+        assert_eq!(first.protocol(), protocol);
+        assert_eq!(first.metadata().get("authorization").unwrap(), "Bearer of-envoy");
+        let ecds = resources::ecds_type();
+        assert_eq!(first.event_of(&ecds).await.names, ["filter".to_owned()].into());
+        let nonce = first.send(&ecds, "7", vec![resources::deny_all(Kind::Http, "filter")]).await.unwrap();
+        let ack = first.event_of(&ecds).await;
+        assert!(ack.is_ack() && ack.answer.unwrap().nonce == nonce);
+        first.ledger().settled().unwrap();
+        first.end(Status::unavailable("every half hour")).await;
+
+        let mut second = Script::from(control_plane.accept().await);
+        let again = second.event_of(&ecds).await;
+        match protocol {
+            Protocol::Sotw => assert_eq!(again.version, "7"),
+            Protocol::Delta => assert_eq!(again.initial_versions, [("filter".into(), "7".into())].into()),
+        }
+        let address = envoy.listener("web").await;
+        assert_eq!(envoy::request(address).await.unwrap().status, StatusCode::FORBIDDEN);
+    }
+}
+
+#[tokio::test]
+async fn agent_and_envoy_are_two_users_who_meet_in_a_group() {
+    let world = World::new();
+    let id = async |user: User| {
+        let args = vec!["-c".into(), "id -u; id -G".into()];
+        let shell = Program { name: "id".into(), path: "/bin/sh".into(), user, args, env: Vec::new() };
+        let output = shell.run(&world).await;
+        String::from_utf8(output.stdout).unwrap().split_whitespace().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let (agent, envoy) = (id(User::Agent).await, id(User::Envoy).await);
+    if is_root() {
+        assert_eq!((agent, envoy), (["1338", "1338", "1337"].map(Into::into).into(), vec!["1337".into(); 2]));
+    } else {
+        assert_eq!(agent, envoy);
+    }
 }
 
 #[tokio::test]

@@ -16,6 +16,9 @@ use super::{eventually, soon};
 /// What the agent is configured with, apart from its own folders and addresses.
 #[derive(Debug, Clone)]
 pub struct Options {
+    /// Of its configuration and its logs. Agents of one world share socket, cache and all else that is
+    /// not a port.
+    pub name: String,
     /// The lines below `upstream:`.
     pub upstream: String,
     /// More top-level YAML.
@@ -39,7 +42,7 @@ impl Options {
     }
 
     fn new(upstream: String) -> Options {
-        Options { upstream, more: String::new(), env: Vec::new() }
+        Options { name: "wasmferry".into(), upstream, more: String::new(), env: Vec::new() }
     }
 
     pub fn with(mut self, yaml: &str) -> Options {
@@ -77,7 +80,7 @@ impl Agent {
         let admin = run.join("admin.sock");
         let tcp = world.address();
         let health = world.address();
-        let Options { upstream, more, env } = options;
+        let Options { name, upstream, more, env } = options;
         let yaml = format!(
             "version: 1\n\
              listeners:\n\
@@ -94,9 +97,8 @@ impl Agent {
             cache = cache.display(),
             admin = admin.display(),
         );
-        let config = world.write("wasmferry.yaml", yaml, User::Agent, 0o600);
-        let mut program =
-            program(world, "wasmferry", ["run".into(), "--config".into(), config.clone().into()]);
+        let config = world.write(&format!("{name}.yaml"), yaml, User::Agent, 0o600);
+        let mut program = program(world, name, ["run".into(), "--config".into(), config.clone().into()]);
         program.env.push(("RUST_LOG".into(), "wasmferry=debug".into()));
         program.env.extend(env.iter().cloned());
         Agent { program, process: None, socket, tcp, health, admin, cache, config }

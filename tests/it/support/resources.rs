@@ -22,7 +22,7 @@ use envoy_types::pb::envoy::extensions::filters::network::wasm::v3::Wasm as Netw
 use envoy_types::pb::envoy::extensions::wasm::v3::{
     EnvironmentVariables, FailurePolicy, PluginConfig, VmConfig, plugin_config,
 };
-use envoy_types::pb::google::protobuf::{Any, Duration, StringValue, UInt32Value};
+use envoy_types::pb::google::protobuf::{Any, Duration, StringValue};
 use envoy_types::util::pack_any;
 use prost::{Message, Name};
 
@@ -203,15 +203,24 @@ impl Wasm {
     }
 }
 
-/// An HTTP RBAC filter that answers everything with 403, as an ECDS resource.
-pub fn deny_all(name: &str) -> Any {
-    let nobody = rbac_rules::Rbac { action: Action::Allow.into(), ..rbac_rules::Rbac::default() };
-    extension(name, pack_any(HttpRbac { rules: Some(nobody), ..HttpRbac::default() }))
+/// An RBAC filter that nothing passes (403, or a closed connection), as an ECDS resource.
+pub fn deny_all(kind: Kind, name: &str) -> Any {
+    rbac(kind, name, Some(rbac_rules::Rbac { action: Action::Allow.into(), ..rbac_rules::Rbac::default() }))
 }
 
-/// An HTTP RBAC filter without rules, which lets everything pass, as an ECDS resource.
-pub fn allow_all(name: &str) -> Any {
-    extension(name, pack_any(HttpRbac::default()))
+/// An RBAC filter without rules, which everything passes, as an ECDS resource.
+pub fn allow_all(kind: Kind, name: &str) -> Any {
+    rbac(kind, name, None)
+}
+
+fn rbac(kind: Kind, name: &str, rules: Option<rbac_rules::Rbac>) -> Any {
+    let config = match kind {
+        Kind::Http => pack_any(HttpRbac { rules, ..HttpRbac::default() }),
+        Kind::Network => {
+            pack_any(NetworkRbac { rules, stat_prefix: "test".into(), ..NetworkRbac::default() })
+        }
+    };
+    extension(name, config)
 }
 
 /// Any filter configuration as an ECDS resource.
@@ -250,9 +259,4 @@ pub fn socket_address(address: SocketAddr) -> core::Address {
             ..core::SocketAddress::default()
         })),
     }
-}
-
-/// For limits in resources.
-pub fn uint32(value: u32) -> Option<UInt32Value> {
-    Some(UInt32Value { value })
 }

@@ -9,6 +9,7 @@ use envoy_types::pb::envoy::service::discovery::v3::{
 use envoy_types::pb::google::protobuf::Any;
 use prost::Message;
 use tonic::Status;
+use tonic::metadata::MetadataMap;
 
 use super::ledger::{Event, Ledger};
 use super::{Accepted, Ended, Protocol};
@@ -32,6 +33,11 @@ impl From<Accepted> for Script {
 impl Script {
     pub fn protocol(&self) -> Protocol {
         self.stream.protocol
+    }
+
+    /// What came with the stream.
+    pub fn metadata(&self) -> &MetadataMap {
+        &self.stream.metadata
     }
 
     pub fn ledger(&self) -> &Ledger {
