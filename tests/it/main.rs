@@ -1,0 +1,9 @@
+//! Integration tests: the built binary among real parts. One file a behaviour; `support` starts the
+//! parts and ends them.
+//!
+//! `make tools` gets the real parts, `make test` does that and runs everything. Run as root, agent and
+//! Envoy are two different unprivileged users in every test, so that modes and groups are tested too.
+
+mod harness;
+mod image;
+mod support;

@@ -1,0 +1,175 @@
+//! The built wasmferry: as the agent that Envoy talks to, and as a command.
+
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Output;
+
+use http::StatusCode;
+
+use super::client::{self, Answer};
+use super::envoy::Xds;
+use super::process::{Process, Program};
+use super::world::{User, World, envoy_group};
+use super::{eventually, soon};
+
+/// What the agent is configured with, apart from its own folders and addresses.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Of its configuration and its logs. Agents of one world share socket, cache and all else that is
+    /// not a port.
+    pub name: String,
+    /// The lines below `upstream:`.
+    pub upstream: String,
+    /// More top-level YAML.
+    pub more: String,
+    /// Besides HOME and RUST_LOG.
+    pub env: Vec<(String, String)>,
+}
+
+impl Options {
+    /// Relays to a control plane.
+    pub fn upstream(control_plane: &Xds) -> Options {
+        Options::new(match control_plane {
+            Xds::Tcp(address) => format!("address: http://{address}"),
+            Xds::Unix(path) => format!("address: unix:{}", path.display()),
+        })
+    }
+
+    /// Serves a directory of plugins.
+    pub fn directory(plugins: &Path) -> Options {
+        Options::new(format!("directory: {}", plugins.display()))
+    }
+
+    fn new(upstream: String) -> Options {
+        Options { name: "wasmferry".into(), upstream, more: String::new(), env: Vec::new() }
+    }
+
+    pub fn with(mut self, yaml: &str) -> Options {
+        self.more = format!("{}{yaml}\n", self.more);
+        self
+    }
+}
+
+/// An agent's folders and addresses, and the process while it runs.
+pub struct Agent {
+    program: Program,
+    process: Option<Process>,
+    /// For Envoy on this machine, by mode and group.
+    pub socket: PathBuf,
+    pub tcp: SocketAddr,
+    pub health: SocketAddr,
+    pub admin: PathBuf,
+    pub cache: PathBuf,
+    pub config: PathBuf,
+}
+
+impl Agent {
+    /// Starts it and waits until it is ready.
+    pub async fn start(world: &World, options: &Options) -> Agent {
+        let mut agent = Agent::prepare(world, options);
+        agent.resume(world).await;
+        agent
+    }
+
+    /// Makes its folders and its configuration, and starts nothing.
+    pub fn prepare(world: &World, options: &Options) -> Agent {
+        let run = world.folder("run", User::Agent, 0o755);
+        let cache = world.folder("cache", User::Agent, 0o711);
+        let socket = run.join("xds.sock");
+        let admin = run.join("admin.sock");
+        let tcp = world.address();
+        let health = world.address();
+        let Options { name, upstream, more, env } = options;
+        let yaml = format!(
+            "version: 1\n\
+             listeners:\n\
+             \x20 - {{address: \"unix:{socket}\", mode: \"0660\", group: \"{group}\"}}\n\
+             \x20 - {{address: \"{tcp}\"}}\n\
+             upstream:\n\
+             \x20 {upstream}\n\
+             cache: {{directory: \"{cache}\"}}\n\
+             health: {{listen: \"{health}\"}}\n\
+             admin: {{listen: \"unix:{admin}\"}}\n\
+             {more}",
+            socket = socket.display(),
+            group = envoy_group(),
+            cache = cache.display(),
+            admin = admin.display(),
+        );
+        let config = world.write(&format!("{name}.yaml"), yaml, User::Agent, 0o600);
+        let mut program = program(world, name, ["run".into(), "--config".into(), config.clone().into()]);
+        program.env.push(("RUST_LOG".into(), "wasmferry=debug".into()));
+        program.env.extend(env.iter().cloned());
+        Agent { program, process: None, socket, tcp, health, admin, cache, config }
+    }
+
+    /// Starts it, the same as before, and waits until it is ready.
+    pub async fn resume(&mut self, world: &World) {
+        let mut process = self.program.start(world);
+        let health = self.health;
+        eventually("a ready agent", async || {
+            process.assert_running();
+            let answer = client::get(health, "/readyz").await.ok()?;
+            (answer.status == StatusCode::OK).then_some(())
+        })
+        .await;
+        self.process = Some(process);
+    }
+
+    /// Starts it and waits for it to give up: its exit code, and what it wrote to stderr.
+    pub async fn refuses(&self, world: &World) -> (Option<i32>, String) {
+        let output = soon("an agent that gives up", self.program.run(world)).await;
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    }
+
+    /// # Panics
+    /// Where it was killed or stopped.
+    pub fn process(&mut self) -> &mut Process {
+        self.process.as_mut().expect("a running agent")
+    }
+
+    /// `kill -9`.
+    pub fn kill(&mut self) {
+        self.process().kill();
+        self.process = None;
+    }
+
+    /// SIGTERM; gives the exit code.
+    pub async fn stop(&mut self) -> Option<i32> {
+        let status = self.process().terminate().await;
+        self.process = None;
+        status.code()
+    }
+
+    /// A page of the health listener.
+    pub async fn health(&self, path: &str) -> Answer {
+        client::get(self.health, path).await.expect("the health listener")
+    }
+
+    /// A page of the admin socket. Run as root, the tests may open it whatever its mode is.
+    pub async fn admin(&self, path: &str) -> Answer {
+        client::get(client::Peer::Unix(self.admin.clone()), path).await.expect("the admin socket")
+    }
+
+    /// Both ways by which an Envoy may connect.
+    pub fn xds(&self) -> [Xds; 2] {
+        [Xds::Unix(self.socket.clone()), Xds::Tcp(self.tcp)]
+    }
+}
+
+/// Runs `wasmferry ARGS` as the agent's user, to its end.
+pub async fn wasmferry(world: &World, args: impl IntoIterator<Item = impl Into<OsString>>) -> Output {
+    program(world, "command", args.into_iter().map(Into::into)).run(world).await
+}
+
+fn program(world: &World, name: &str, args: impl IntoIterator<Item = OsString>) -> Program {
+    let home = world.folder("home", User::Agent, 0o700);
+    Program {
+        name: name.into(),
+        path: env!("CARGO_BIN_EXE_wasmferry").into(),
+        user: User::Agent,
+        args: args.into_iter().collect(),
+        env: vec![("HOME".into(), home.display().to_string())],
+    }
+}
