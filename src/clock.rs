@@ -104,6 +104,8 @@ mod tests {
             let clock = clock.clone();
             async move { clock.sleep(Duration::from_secs(60)).await }
         });
+        // Let it begin, so that its deadline counts from the start.
+        tokio::task::yield_now().await;
         manual.advance(Duration::from_secs(59));
         tokio::task::yield_now().await;
         assert!(!sleeper.is_finished());

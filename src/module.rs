@@ -1,6 +1,8 @@
 //! What is asked for, and what comes back: the values that travel from a resource (or the command
 //! line) through resolve to the store.
 
+mod reference;
+
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -31,7 +33,7 @@ pub enum InvalidUrl {
     #[error("the scheme of the module URL is not one of oci, http, https and file")]
     Scheme,
     #[error("not a valid OCI reference: {0}")]
-    Reference(String),
+    Reference(&'static str),
     #[error("not a valid URL: {0}")]
     Url(#[from] url::ParseError),
     #[error("a module URL must not hold a user name or password; use a pull secret")]
@@ -63,7 +65,9 @@ impl FromStr for ModuleUrl {
             "file" => {
                 let url = Url::parse(text)?;
                 match url.to_file_path() {
-                    Ok(path) if url.host().is_none() && path.is_absolute() => Ok(ModuleUrl::File(path)),
+                    Ok(path) if url.host().is_none() && path.file_name().is_some() => {
+                        Ok(ModuleUrl::File(path))
+                    }
                     _ => Err(InvalidUrl::FilePath),
                 }
             }
@@ -78,9 +82,7 @@ impl ModuleUrl {
         if text.split('/').next().is_some_and(|host| host.contains('@')) && text.contains('/') {
             return Err(InvalidUrl::Credentials);
         }
-        let reference: Reference =
-            text.parse().map_err(|e: oci_client::ParseError| InvalidUrl::Reference(e.to_string()))?;
-        Ok(ModuleUrl::Oci(reference))
+        reference::parse(text).map(ModuleUrl::Oci).map_err(InvalidUrl::Reference)
     }
 
     /// The pull policy where none is given: `Always` for the tag `latest` or no tag and no digest,
@@ -258,7 +260,7 @@ mod tests {
 
     #[test]
     fn bad_urls_are_refused() {
-        for text in ["", "ftp://h/x", "file://host/x", "file://", "oci://", "oci://H/UPPER:v1"] {
+        for text in ["", "ftp://h/x", "file://host/x", "file://", "oci://", "oci://h/UPPER:v1"] {
             assert!(text.parse::<ModuleUrl>().is_err(), "{text}");
         }
         assert_eq!(url("file:///a/b.wasm"), ModuleUrl::File("/a/b.wasm".into()));
