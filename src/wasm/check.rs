@@ -19,7 +19,7 @@ use super::abi::{self, AbiVersion};
 use super::budget::{Budgets, within};
 use super::error::ModuleError;
 use super::input::Input;
-use super::{looks_like, printable};
+use super::{ReadToSlice as _, looks_like, printable};
 
 /// The WebAssembly that V8 takes in Envoy 1.40.0 as it is built, proposal by proposal: each was tried.
 const FEATURES: WasmFeatures = WasmFeatures::FLOATS
@@ -60,13 +60,15 @@ pub struct ModuleInfo {
 ///
 /// The first thing that is wrong, see [`ModuleError`]. Except for [`ModuleError::Read`] the answer
 /// is the same whenever the same bytes are checked with the same budgets.
-pub fn check(module: impl Read + Seek, budgets: &Budgets) -> Result<ModuleInfo, ModuleError> {
-    let mut input = Input::new(module)?;
-    check_header(&mut input)?;
+pub fn check(mut module: impl Read + Seek, budgets: &Budgets) -> Result<ModuleInfo, ModuleError> {
+    let mut head = [0; 512];
+    module.rewind()?;
+    let filled = module.read_to_slice(&mut head)?;
+    check_header(head.get(..filled).unwrap_or_default())?;
     let mut parser = Parser::new(0);
     parser.set_features(FEATURES);
     let walk = Walk {
-        input,
+        input: Input::new(module)?,
         budgets,
         parser,
         validator: Validator::new_with_features(FEATURES),
@@ -79,17 +81,17 @@ pub fn check(module: impl Read + Seek, budgets: &Budgets) -> Result<ModuleInfo, 
     walk.module()
 }
 
-fn check_header<R: Read + Seek>(input: &mut Input<R>) -> Result<(), ModuleError> {
-    let size = input.size();
-    match input.head()? {
+/// Holds the first bytes of a module, as many as there are, against a module's header.
+fn check_header(head: &[u8]) -> Result<(), ModuleError> {
+    match head {
         [] => Err(ModuleError::Empty),
         [0, b'a', b's', b'm', 1, 0, 0, 0, ..] => Ok(()),
         [0, b'a', b's', b'm', _, _, 1, 0, ..] => Err(ModuleError::Component),
         [0, b'a', b's', b'm', a, b, c, d, ..] => {
             Err(ModuleError::Version(u32::from_le_bytes([*a, *b, *c, *d])))
         }
-        head if size < 8 && b"\0asm\x01\0\0\0".starts_with(head) => Err(ModuleError::Truncated { size }),
-        head => Err(ModuleError::NotWasm(looks_like(head))),
+        _ if b"\0asm\x01\0\0\0".starts_with(head) => Err(ModuleError::Truncated { size: head.len() as u64 }),
+        _ => Err(ModuleError::NotWasm(looks_like(head))),
     }
 }
 

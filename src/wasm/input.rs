@@ -1,7 +1,7 @@
 //! A module on disk, read forwards: numbers and names one by one, payloads skipped without reading
 //! them. Never reads over the end of the section that it is in.
 
-use std::io::{BufRead as _, BufReader, Read, Seek, SeekFrom};
+use std::io::{BufReader, Read, Seek, SeekFrom};
 
 use super::error::ModuleError;
 
@@ -28,11 +28,6 @@ impl<R: Read + Seek> Input<R> {
             in_section: false,
             size,
         })
-    }
-
-    /// The beginning of the module, without moving on.
-    pub fn head(&mut self) -> Result<&[u8], ModuleError> {
-        Ok(self.inner.fill_buf()?)
     }
 
     pub fn size(&self) -> u64 {

@@ -11,11 +11,31 @@ mod input;
 mod tar;
 mod unpack;
 
+use std::io::{self, Read};
+
 pub use abi::AbiVersion;
 pub use budget::Budgets;
 pub use check::{ModuleInfo, check};
 pub use error::ModuleError;
 pub use unpack::{Limits, Packaging, UnpackError, unpack};
+
+/// Reads until the slice is full or the reader has ended.
+trait ReadToSlice: Read {
+    fn read_to_slice(&mut self, slice: &mut [u8]) -> io::Result<usize> {
+        let mut filled = 0;
+        while let Some(rest) = slice.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+            match self.read(rest) {
+                Ok(0) => break,
+                Ok(n) => filled += n,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(filled)
+    }
+}
+
+impl<R: Read + ?Sized> ReadToSlice for R {}
 
 /// What bytes that are no Wasm module look like, from their beginning, for an error message.
 fn looks_like(head: &[u8]) -> &'static str {

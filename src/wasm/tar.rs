@@ -6,6 +6,8 @@
 
 use std::io::{self, Read};
 
+use super::ReadToSlice as _;
+
 const BLOCK: usize = 512;
 
 /// The longest PAX header or GNU long name that is read, in bytes; Linux paths end at 4 KiB, but
@@ -144,24 +146,6 @@ impl<R: Read> Archive<R> {
         if read == block.len() { Ok(()) } else { Err(CUT_OFF.into()) }
     }
 }
-
-/// Reads until the slice is full or the reader has ended.
-pub(super) trait ReadToSlice: Read {
-    fn read_to_slice(&mut self, slice: &mut [u8]) -> io::Result<usize> {
-        let mut filled = 0;
-        while let Some(rest) = slice.get_mut(filled..).filter(|rest| !rest.is_empty()) {
-            match self.read(rest) {
-                Ok(0) => break,
-                Ok(n) => filled += n,
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(e),
-            }
-        }
-        Ok(filled)
-    }
-}
-
-impl<R: Read + ?Sized> ReadToSlice for R {}
 
 /// The content of the current entry.
 impl<R: Read> Read for Archive<R> {

@@ -9,8 +9,8 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 
 use flate2::bufread::GzDecoder;
 
-use super::tar::{self, Archive, Kind, Malformed, ReadToSlice as _};
-use super::{looks_like, printable};
+use super::tar::{self, Archive, Kind, Malformed};
+use super::{ReadToSlice as _, looks_like, printable};
 
 /// How a module is wrapped in the body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
