@@ -491,7 +491,16 @@ fn every_key_is_either_taken_over_at_once_or_named_for_a_restart() {
     );
     assert_eq!(
         changes.restart,
-        ["listeners", "upstream", "cache.directory", "health", "admin", "log.format"]
+        [
+            "listeners",
+            "upstream",
+            "cache.directory",
+            "fetch.concurrency",
+            "relay.in_flight_bytes",
+            "health",
+            "admin",
+            "log.format"
+        ]
     );
     let one = parse(&format!("{BASE}fetch: {{timeout: 9s}}")).unwrap().changes_from(&old);
     assert_eq!((one.now, one.restart), (vec!["fetch.timeout"], vec![]));
