@@ -84,7 +84,7 @@ impl ControlPlane {
     ) -> Result<Response<tonic::body::Body>, ConnectError>
     where
         B: Body<Data = Bytes> + Send + 'static,
-        B::Error: Into<tonic::codegen::StdError>,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let mut channel: Channel = self.endpoint.connect_lazy();
         let mut request = Request::new(tonic::body::Body::new(body));
