@@ -82,15 +82,22 @@ fn read_source(source: &str, secret: &PullSecret) -> Result<Vec<Wanted>, CliErro
         });
         return Ok(wanted.collect());
     }
-    let url: ModuleUrl = source.parse().map_err(|error| {
-        // An invalid URL may be one because of what is secret in it.
-        let shown = source.split(['?', '@']).next().unwrap_or_default();
-        CliError::Usage(format!("{shown}: {error}"))
-    })?;
+    let url: ModuleUrl =
+        source.parse().map_err(|error| CliError::Usage(format!("{}: {error}", shown_of_invalid(source))))?;
     // A query is not shown, and without one the user's own spelling is the best name.
     let shown = if source.contains('?') { url.to_string() } else { source.to_owned() };
     let request = ModuleRequest { secret: secret.clone(), ..ModuleRequest::new(url) };
     Ok(vec![Wanted { url: shown, request }])
+}
+
+/// What may be shown of a URL that cannot be read: it may be invalid because of what is secret in it,
+/// which then can be anywhere.
+fn shown_of_invalid(source: &str) -> &str {
+    match source.split_once("://") {
+        _ if !source.contains(['?', '@']) => source,
+        Some((scheme, _)) if scheme.len() < 8 && scheme.bytes().all(|b| b.is_ascii_alphabetic()) => scheme,
+        _ => "the module URL",
+    }
 }
 
 /// Fetches them all; how many failed.
@@ -212,5 +219,26 @@ impl Bar {
         if let Some(bar) = self.0 {
             bar.finish_and_clear();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_invalid_url_is_named_without_what_may_be_secret_in_it() {
+        for source in [
+            "https://me:hunter2@h/x.wasm",
+            "https://me:hun?hunter2@h/x.wasm",
+            "me:hunter2@h/x",
+            "hunter2://h/x?",
+            "https://h:99999/x?sig=hunter2@",
+        ] {
+            let Err(error) = read_source(source, &PullSecret::None) else { panic!("{source} is read") };
+            assert!(!error.to_string().contains("hun"), "{error}");
+        }
+        let Err(error) = read_source("ftp://h/x", &PullSecret::None) else { panic!("it is read") };
+        assert!(error.to_string().starts_with("ftp://h/x: "), "{error}");
     }
 }
