@@ -4,13 +4,13 @@
 
 mod error;
 mod flight;
+mod places;
 
 use std::io::{self, Read};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
 use crate::clock::Clock;
@@ -23,12 +23,14 @@ use crate::wasm::{self, Budgets, Limits, UnpackError};
 
 pub use self::error::ResolveError;
 use self::flight::Flights;
+use self::places::Places;
 
 /// How modules are fetched and checked. Can be replaced while the agent runs.
 #[derive(Clone)]
 pub struct ResolveConfig {
     pub fetcher: Fetcher,
-    /// The limit of a whole fetch where the request gives none.
+    /// The limit of a whole fetch. A request's own raises it and never lowers it: the fetch is
+    /// shared, and how long one of those who wait for it would is not for the others to suffer.
     pub timeout: Duration,
     pub limits: Limits,
     pub budgets: Budgets,
@@ -46,9 +48,20 @@ pub struct Progress {
 struct FlightKey {
     audience: Audience,
     source: String,
-    /// Under [`PullPolicy::Always`] a newer resource version must not be content with a fetch that
-    /// began for an older one.
-    version: Option<String>,
+    /// Under [`PullPolicy::Always`] nobody may be content with what is in the store already, nor a
+    /// newer resource version with a fetch that began for an older one.
+    always: Option<Option<String>>,
+}
+
+impl FlightKey {
+    fn of(request: &ModuleRequest, audience: Audience) -> Self {
+        let always = request.policy == PullPolicy::Always;
+        Self {
+            audience,
+            source: source_key(request),
+            always: always.then(|| request.resource_version.clone()),
+        }
+    }
 }
 
 type Outcome = Result<Module, Arc<ResolveError>>;
@@ -63,8 +76,7 @@ struct Inner {
     clock: Clock,
     metrics: Metrics,
     flights: Flights<FlightKey, Outcome>,
-    /// Fetches at once.
-    places: Semaphore,
+    places: Places,
 }
 
 /// A request with what follows from its credential.
@@ -76,7 +88,7 @@ struct Asked {
 }
 
 impl Resolver {
-    /// At most `concurrency` fetches run at once; their tasks are tracked by `tracker`.
+    /// At most `concurrency` fetches run at once from one host; their tasks are tracked by `tracker`.
     pub fn new(
         store: Store,
         config: ResolveConfig,
@@ -85,7 +97,7 @@ impl Resolver {
         metrics: Metrics,
         tracker: TaskTracker,
     ) -> Self {
-        let (config, places) = (RwLock::new(config), Semaphore::new(concurrency.max(1)));
+        let (config, places) = (RwLock::new(config), Places::new(concurrency));
         Self(Arc::new(Inner { store, config, clock, metrics, flights: Flights::new(tracker), places }))
     }
 
@@ -112,13 +124,7 @@ impl Resolver {
             None => Audience::Public,
             Some(identity) => Audience::Private(self.0.store.fingerprint(&identity)),
         };
-        let key = FlightKey {
-            audience,
-            source: source_key(&request),
-            version: (request.policy == PullPolicy::Always)
-                .then(|| request.resource_version.clone())
-                .flatten(),
-        };
+        let key = FlightKey::of(&request, audience);
         let asked = Asked { request, credential, audience, config };
         let inner = self.0.clone();
         let flight = || async move { inner.run(asked, &progress).await.map_err(Arc::new) };
@@ -160,7 +166,9 @@ impl Inner {
             return Ok(module);
         }
         let url = asked.request.url.to_string();
-        let Ok(_place) = self.places.acquire().await else { return Err(ResolveError::Shutdown { url }) };
+        let Some(_place) = self.places.take(asked.request.url.host()).await else {
+            return Err(ResolveError::Shutdown { url });
+        };
         let start = self.clock.now();
         let outcome = self.fetch(&asked, progress, start).await;
         let label = match &outcome {
@@ -247,7 +255,7 @@ impl Inner {
         start: Instant,
     ) -> Result<Module, ResolveError> {
         let (fetcher, request) = (&asked.config.fetcher, &asked.request);
-        let deadline = start + request.timeout.unwrap_or(asked.config.timeout);
+        let deadline = start + asked.config.timeout.max(request.timeout.unwrap_or_default());
         let located = fetcher
             .locate(request, &asked.credential, deadline)
             .await
@@ -373,5 +381,25 @@ impl Read for Counted<'_> {
         let read = self.body.read(buffer)?;
         self.progress.done.fetch_add(read as u64, Ordering::Relaxed);
         Ok(read)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_must_ask_the_source_does_not_share_the_flight_of_one_who_need_not() {
+        let key = |policy, version: Option<&str>| {
+            let url = "oci://r.io/a:1".parse().unwrap();
+            let resource_version = version.map(str::to_owned);
+            let request = ModuleRequest { policy, resource_version, ..ModuleRequest::new(url) };
+            FlightKey::of(&request, Audience::Public)
+        };
+        use PullPolicy::{Always, IfNotPresent};
+        assert_eq!(key(IfNotPresent, Some("1")), key(IfNotPresent, None));
+        assert_ne!(key(IfNotPresent, None), key(Always, None));
+        assert_ne!(key(Always, Some("1")), key(Always, Some("2")));
+        assert_eq!(key(Always, Some("1")), key(Always, Some("1")));
     }
 }
