@@ -320,6 +320,11 @@ impl Machine {
         self.slots.iter().map(|(name, slot)| (name.as_str(), slot))
     }
 
+    /// The names that Envoy asks for.
+    pub fn subscribed(&self) -> &BTreeSet<String> {
+        self.envoy.subscribed()
+    }
+
     /// Whether a response waits for Envoy's answer.
     pub fn awaits_envoy(&self) -> bool {
         self.envoy.outstanding().is_some()
@@ -352,7 +357,7 @@ impl Machine {
                 }
                 Err(invalid) => Failure {
                     message: invalid.to_string(),
-                    label: "invalid_request",
+                    label: invalid.label(),
                     permanent: true,
                     retry_after: None,
                 },

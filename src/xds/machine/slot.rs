@@ -20,7 +20,7 @@ pub type Hash = [u8; 16];
 #[derive(Debug)]
 pub struct Offer {
     pub name: String,
-    /// Hash of all its bytes, so that a resend is told from a change.
+    /// Hash of all that it says but for its version, so that a resend is told from a change.
     pub source: Hash,
     /// The TypedExtensionConfig as it came. None for a bare heartbeat.
     pub body: Option<Bytes>,
@@ -52,7 +52,8 @@ pub enum Wrapper {
 }
 
 impl Wrapper {
-    fn rest(&self) -> &[u8] {
+    /// The fields that were kept.
+    pub fn rest(&self) -> &[u8] {
         match self {
             Wrapper::Bare => &[],
             Wrapper::Wrapped(rest) | Wrapper::Delta(rest) => rest,
