@@ -30,6 +30,9 @@ use crate::xds::state::States;
 /// Only the agent's own user may ask for everything.
 const ADMIN_ACCESS: SocketAccess = SocketAccess { mode: 0o600, group: None };
 
+/// Of the bytes in flight, one in so many is for what Envoys send.
+const REQUESTS_SHARE: u64 = 4;
+
 /// Why an agent does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -160,6 +163,7 @@ impl App {
             upstream,
             resolver,
             settings,
+            requests_budget: budget.part(config.relay.in_flight_bytes / REQUESTS_SHARE),
             budget,
             clock: clock.clone(),
             metrics,
@@ -186,12 +190,12 @@ impl App {
         mut reloads: impl AsyncFnMut() -> Result<Config, ConfigError>,
         stop: impl Future<Output = &'static str>,
     ) -> bool {
+        // Apart from the rest, since health is to be seen while the agent drains.
+        let (operators, closing) = (TaskTracker::new(), CancellationToken::new());
         for (bound, face) in std::mem::take(&mut self.admin) {
             tracing::info!(address = %bound.address, ?face, "listening for operators");
-            let (shown, tracker) = (self.shown.clone(), self.tracker.clone());
-            // Health is to be seen while the agent drains.
-            let until = self.shared.shutdown.child_token();
-            self.tracker.spawn(admin::serve(bound, face, shown, tracker, until));
+            let (shown, tracker, until) = (self.shown.clone(), operators.clone(), closing.clone());
+            operators.spawn(admin::serve(bound, face, shown, tracker, until));
         }
         for bound in std::mem::take(&mut self.listeners) {
             tracing::info!(address = %bound.address, "listening for Envoys");
@@ -221,6 +225,9 @@ impl App {
             let left = self.tracker.len();
             tracing::warn!(left, "shutdown.timeout has passed; what still runs is cut off");
         }
+        closing.cancel();
+        operators.close();
+        operators.wait().await;
         tracing::info!("stopped");
         drained
     }
@@ -276,4 +283,57 @@ async fn drain(shutdown: &CancellationToken, tracker: &TaskTracker, timeout: Dur
     shutdown.cancel();
     tracker.close();
     tokio::time::timeout(timeout, tracker.wait()).await.is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpStream;
+    use tokio::sync::oneshot;
+
+    use super::*;
+    use crate::config::{Environment, Loader, Overrides};
+
+    async fn get(address: SocketAddr, path: &str) -> io::Result<String> {
+        let mut stream = TcpStream::connect(address).await?;
+        let request = format!("GET {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await?;
+        Ok(answer)
+    }
+
+    #[tokio::test]
+    async fn health_is_seen_until_the_last_stream_has_ended() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("wasmferry.yaml");
+        let yaml = format!(
+            "version: 1\nlisteners: [{{address: \"127.0.0.1:0\"}}]\nupstream: {{directory: {0}}}\n\
+             cache: {{directory: {0}/cache}}\nhealth: {{listen: \"127.0.0.1:0\"}}\nshutdown: {{timeout: 1h}}\n",
+            dir.path().display()
+        );
+        std::fs::write(&file, yaml).unwrap();
+        let loader = Loader::new(Some(file), &Environment::default(), Overrides::default());
+        let app = App::build(loader.load_agent().unwrap(), Clock::System).await.unwrap();
+        let Some((ListenAddress::Tcp(health), Face::Health)) = app.admin().next() else {
+            panic!("no health")
+        };
+        let health = *health;
+        let (end_stream, stream) = oneshot::channel::<()>();
+        app.tracker.spawn(stream);
+        let (stop, stopped) = oneshot::channel();
+        let running =
+            tokio::spawn(app.run(async || std::future::pending().await, async move {
+                stopped.await.unwrap_or("dropped")
+            }));
+        while !get(health, "/readyz").await.unwrap().starts_with("HTTP/1.1 200") {}
+        stop.send("a test").unwrap();
+        while !get(health, "/readyz").await.unwrap().ends_with("draining\n") {}
+        assert!(get(health, "/healthz").await.unwrap().starts_with("HTTP/1.1 200"));
+        end_stream.send(()).unwrap();
+        assert!(running.await.unwrap(), "all has ended in time");
+        assert!(get(health, "/healthz").await.is_err());
+    }
 }

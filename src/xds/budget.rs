@@ -11,24 +11,36 @@ pub const FREE_BYTES: usize = 64 * 1024;
 
 /// The budget, in bytes. Clones share it.
 #[derive(Clone, Debug)]
-pub struct Budget(Arc<Semaphore>);
+pub struct Budget {
+    whole: Arc<Semaphore>,
+    /// What of it may be used through this one.
+    part: Option<Arc<Semaphore>>,
+}
+
+fn semaphore(bytes: u64) -> Arc<Semaphore> {
+    let bytes = usize::try_from(bytes.min(u64::from(u32::MAX))).unwrap_or(usize::MAX >> 4);
+    Arc::new(Semaphore::new(bytes))
+}
 
 impl Budget {
     /// A budget of `bytes`, at most 4 GiB.
     pub fn new(bytes: u64) -> Self {
-        Self(Arc::new(Semaphore::new(
-            usize::try_from(bytes.min(u64::from(u32::MAX))).unwrap_or(usize::MAX >> 4),
-        )))
+        Self { whole: semaphore(bytes), part: None }
+    }
+
+    /// The same budget, of which at most `bytes` may be used through what is returned and its clones.
+    pub fn part(&self, bytes: u64) -> Self {
+        Self { whole: self.whole.clone(), part: Some(semaphore(bytes)) }
     }
 
     /// Begins to count a message.
     pub fn message(&self) -> Held {
-        Held { budget: self.clone(), bytes: 0, permit: None }
+        Held { budget: self.clone(), bytes: 0, permits: [None, None] }
     }
 
     /// Bytes that nobody holds.
     pub fn available(&self) -> usize {
-        self.0.available_permits()
+        self.whole.available_permits()
     }
 }
 
@@ -37,7 +49,8 @@ impl Budget {
 pub struct Held {
     budget: Budget,
     bytes: usize,
-    permit: Option<OwnedSemaphorePermit>,
+    /// Of the part and of the whole.
+    permits: [Option<OwnedSemaphorePermit>; 2],
 }
 
 impl Held {
@@ -46,11 +59,16 @@ impl Held {
     pub async fn grow(&mut self, more: usize) {
         let owed = (self.bytes + more).saturating_sub(FREE_BYTES.max(self.bytes));
         if let Ok(owed @ 1..) = u32::try_from(owed) {
-            // The semaphore is never closed, so this only fails to compile-time doubt.
-            if let Ok(permit) = self.budget.0.clone().acquire_many_owned(owed).await {
-                match &mut self.permit {
-                    Some(held) => held.merge(permit),
-                    none => *none = Some(permit),
+            // The semaphores are never closed, so this only fails to compile-time doubt.
+            let part = match &self.budget.part {
+                Some(part) => part.clone().acquire_many_owned(owed).await.ok(),
+                None => None,
+            };
+            let whole = self.budget.whole.clone().acquire_many_owned(owed).await.ok();
+            for (held, more) in self.permits.iter_mut().zip([part, whole]) {
+                match (held, more) {
+                    (Some(held), Some(more)) => held.merge(more),
+                    (held, more) => *held = held.take().or(more),
                 }
             }
         }
@@ -74,6 +92,21 @@ mod tests {
         held.grow(300).await;
         assert_eq!(budget.available(), 600);
         drop(held);
+        assert_eq!(budget.available(), 1000);
+    }
+
+    #[tokio::test]
+    async fn who_spends_a_part_leaves_the_rest_to_others() {
+        let budget = Budget::new(1000);
+        let part = budget.part(400);
+        let mut greedy = part.message();
+        greedy.grow(FREE_BYTES + 400).await;
+        assert!(part.message().grow(FREE_BYTES + 1).now_or_never().is_none());
+        assert_eq!(budget.available(), 600, "who waits for the part holds nothing of the whole");
+        assert!(budget.message().grow(FREE_BYTES + 600).now_or_never().is_some());
+        greedy.grow(0).await;
+        drop(greedy);
+        assert!(part.message().grow(FREE_BYTES + 400).now_or_never().is_some());
         assert_eq!(budget.available(), 1000);
     }
 
