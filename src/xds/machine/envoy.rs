@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 
-use super::slot::{Candidate, Hash, Slot, Wrapper, hash};
+use super::slot::{Candidate, Hash, Slot, Trust, Wrapper, hash};
 use super::{EnvoyRequest, EnvoyResponse, Names, Variant, WILDCARD};
 use crate::protobuf::{type_url, wire};
 
@@ -147,16 +147,16 @@ impl Envoy {
         self.removed.remove(name);
     }
 
-    /// The next response, where there is something to say.
+    /// The next response, where there is something to say. `slots` are those of wanted names.
     pub fn respond(&mut self, slots: &mut BTreeMap<String, Slot>) -> Option<EnvoyResponse> {
-        let mut news = self.choose(slots);
-        let again = slots.iter().any(|(name, slot)| self.again.contains(name) && slot.held().is_some());
+        let mut news = Self::choose(slots);
+        let again = self.again.iter().any(|name| slots.get(name).is_some_and(|slot| slot.held().is_some()));
         if news.is_empty() && !again && self.removed.is_empty() {
             return None;
         }
         let mut sent = Sent { nonce: self.next_nonce(), carried: Vec::new(), changed: Vec::new() };
         let (mut resources, mut versions) = (Vec::new(), Vec::new());
-        for (name, slot) in slots.iter_mut().filter(|(name, _)| self.wants(name)) {
+        for (name, slot) in slots {
             if let Some(candidate) = news.remove(name) {
                 sent.changed.push((name.clone(), candidate.hash));
                 slot.mark_sent(candidate);
@@ -185,20 +185,19 @@ impl Envoy {
     /// rejected, nor which ones it has looked at before that. So while there are suspects, what it has
     /// accepted before comes first and anything else alone, the suspects last; and a fallback, of a
     /// type that Envoy may not expect, goes alone from the start.
-    fn choose(&self, slots: &BTreeMap<String, Slot>) -> BTreeMap<String, Candidate> {
-        let wanted = || slots.iter().filter(|(name, _)| self.wants(name));
-        let careful = wanted().any(|(_, slot)| slot.trial().is_some());
+    fn choose(slots: &BTreeMap<String, Slot>) -> BTreeMap<String, Candidate> {
+        let careful = slots.values().any(|slot| slot.trial().is_some());
         let (mut together, mut alone) = (BTreeMap::new(), None);
-        for (name, slot) in wanted() {
+        for (name, slot) in slots {
             let Some(news) = slot.news() else { continue };
-            if (careful || news.fallback) && !slot.is_proven(&news) {
-                alone.get_or_insert((name.clone(), news));
-            } else {
-                together.insert(name.clone(), news);
+            match slot.trust(&news) {
+                Trust::New if !careful => _ = together.insert(name.clone(), news),
+                Trust::Proven => _ = together.insert(name.clone(), news),
+                Trust::New | Trust::Risky => _ = alone.get_or_insert((name.clone(), news)),
             }
         }
         if together.is_empty() {
-            let trial = || wanted().find_map(|(name, slot)| Some((name.clone(), slot.trial()?)));
+            let trial = || slots.iter().find_map(|(name, slot)| Some((name.clone(), slot.trial()?)));
             together.extend(alone.or_else(trial));
         }
         together

@@ -113,6 +113,16 @@ enum Doubt {
     Rejected,
 }
 
+/// How likely it is that Envoy accepts a config.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trust {
+    /// It has accepted it before.
+    Proven,
+    New,
+    /// It is of a type that Envoy may not expect here, or it may have been accepted unread.
+    Risky,
+}
+
 /// A fetch, or several in a row, failed.
 #[derive(Debug, Clone)]
 pub struct Failing {
@@ -292,12 +302,18 @@ impl Slot {
 
     /// What Envoy is to have and has not.
     pub fn news(&self) -> Option<Candidate> {
+        if self.doubts.is_empty() && self.candidate.as_ref().map(|candidate| candidate.hash) == self.sent() {
+            return None;
+        }
         self.presentable().filter(|candidate| self.sent() != Some(candidate.hash))
     }
 
     /// A suspect that Envoy ought to have, or that could stand in for it. The stand-in first: only
     /// after another config Envoy takes a second look at one that it rejected.
     pub fn trial(&self) -> Option<Candidate> {
+        if self.doubts.is_empty() {
+            return None;
+        }
         let suspect = |candidate: &Candidate| self.doubt(candidate) == Some(Doubt::Suspect);
         let doubted = self.candidate.as_ref().filter(|candidate| self.doubt(candidate).is_some())?;
         // What is about to be replaced is not worth a trial.
@@ -305,9 +321,14 @@ impl Slot {
         self.stand_in().filter(suspect).or_else(|| Some(doubted.clone()).filter(|c| current && suspect(c)))
     }
 
-    /// Whether Envoy has accepted this.
-    pub fn is_proven(&self, candidate: &Candidate) -> bool {
-        self.accepted.as_ref().is_some_and(|accepted| accepted.hash == candidate.hash)
+    /// How likely it is that Envoy accepts this.
+    pub fn trust(&self, candidate: &Candidate) -> Trust {
+        match &self.accepted {
+            Some(accepted) if accepted.hash == candidate.hash && self.accepted_unread => Trust::Risky,
+            Some(accepted) if accepted.hash == candidate.hash => Trust::Proven,
+            _ if candidate.fallback => Trust::Risky,
+            _ => Trust::New,
+        }
     }
 
     /// What Envoy has, as far as it has said.
@@ -337,9 +358,10 @@ impl Slot {
     pub fn accepted(&mut self, hash: Hash) {
         let Some(sent) = self.sent.as_ref().filter(|sent| sent.hash == hash) else { return };
         let better = !sent.fallback || self.accepted.as_ref().is_none_or(|accepted| accepted.fallback);
-        if better && !self.is_proven(sent) {
-            self.accepted_unread = self.attempted == Some(hash) && self.doubt(sent).is_some();
+        let unread = self.attempted == Some(hash);
+        if better && (!unread || self.doubt(sent).is_some()) {
             self.accepted = Some(sent.clone());
+            self.accepted_unread = unread;
         }
         self.judged = true;
         self.attempted = Some(hash);

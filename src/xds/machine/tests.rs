@@ -609,6 +609,23 @@ fn what_envoy_may_have_accepted_unread_does_not_keep_a_fallback_away() {
 }
 
 #[test]
+fn what_envoy_may_have_accepted_unread_takes_no_neighbour_down_with_it() {
+    for variant in BOTH {
+        let mut bench = Bench::new(variant, &["a", "b", "c"]);
+        bench.control(&[plain("a", "bad"), plain("b", "bad")], &[]);
+        bench.nack("both");
+        bench.ack();
+        bench.ack();
+        bench.control(&[filter("a", "oci://r.io/a:1", false)], &[]);
+        bench.arrives(0, "/store/bad.wasm");
+        bench.control(&[plain("c", "1")], &[]);
+        bench.nack("bad too");
+        let last = bench.last();
+        assert!(holds(&last["c"], "1") && !last.get("a").is_some_and(|config| holds(config, "bad")));
+    }
+}
+
+#[test]
 fn a_subscription_change_follows_the_answer_that_is_due() {
     for variant in BOTH {
         let mut bench = Bench::new(variant, &["a"]);
