@@ -117,7 +117,7 @@ impl App {
         let readiness = Readiness::default();
         let store = Store::open(&StoreConfig { directory: config.cache.directory.clone() }, clock.clone())?;
         let (upstream, folder) = match &agent.upstream {
-            config::Upstream::Grpc(address) => (Upstream::Grpc(ControlPlane::new(address)?), None),
+            config::Upstream::Grpc(address) => (Upstream::Grpc(Box::new(ControlPlane::new(address)?)), None),
             config::Upstream::Directory(path) => {
                 let folder = Folder::open(path.clone(), clock.clone())
                     .await

@@ -72,7 +72,11 @@ pub struct Bound {
 
 #[derive(Debug)]
 enum Socket {
-    Unix { listener: UnixListener, file: SocketFile },
+    /// The file is there to be removed when this is dropped.
+    Unix {
+        listener: UnixListener,
+        _file: SocketFile,
+    },
     Tcp(TcpListener),
 }
 
@@ -120,7 +124,7 @@ pub async fn bind(address: &ListenAddress, access: SocketAccess) -> Result<Bound
                     BindError::Group { address: address.clone(), group, source }
                 }
             })?;
-            Ok(Bound { address: address.clone(), socket: Socket::Unix { listener, file } })
+            Ok(Bound { address: address.clone(), socket: Socket::Unix { listener, _file: file } })
         }
     }
 }
@@ -160,9 +164,7 @@ impl Bound {
     /// The next connection. Cancel safe.
     pub async fn accept(&self) -> io::Result<Connection> {
         match &self.socket {
-            Socket::Unix { listener, file: _ } => {
-                listener.accept().await.map(|(stream, _)| Either::Left(stream))
-            }
+            Socket::Unix { listener, .. } => listener.accept().await.map(|(stream, _)| Either::Left(stream)),
             Socket::Tcp(listener) => {
                 let (stream, _) = listener.accept().await?;
                 // Messages are written whole; there is nothing to collect for.

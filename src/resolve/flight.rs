@@ -53,16 +53,6 @@ where
         let landed = landing.wait_for(Option::is_some).await.ok()?;
         landed.clone()
     }
-
-    /// How many are under way.
-    pub fn len(&self) -> usize {
-        self.landings.lock().unwrap_or_else(PoisonError::into_inner).len()
-    }
-
-    /// Whether none is under way.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
 }
 
 /// Takes a flight off the list however it ends.
@@ -74,6 +64,13 @@ struct Gone<K: Eq + Hash, T> {
 impl<K: Eq + Hash, T> Drop for Gone<K, T> {
     fn drop(&mut self) {
         self.landings.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.key);
+    }
+}
+
+#[cfg(test)]
+impl<K, T> Flights<K, T> {
+    fn is_empty(&self) -> bool {
+        self.landings.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
 }
 

@@ -113,7 +113,7 @@ impl Resolver {
             Some(identity) => Audience::Private(self.0.store.fingerprint(&identity)),
         };
         let key = FlightKey {
-            audience: audience.clone(),
+            audience,
             source: source_key(&request),
             version: (request.policy == PullPolicy::Always)
                 .then(|| request.resource_version.clone())

@@ -10,7 +10,7 @@ use tokio::sync::watch;
 /// Where the sessions of an agent get their resources.
 #[derive(Debug, Clone)]
 pub enum Upstream {
-    Grpc(grpc::ControlPlane),
+    Grpc(Box<grpc::ControlPlane>),
     /// What the folder holds, as it changes.
     Directory(watch::Receiver<Arc<directory::Snapshot>>),
 }

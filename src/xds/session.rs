@@ -28,6 +28,7 @@ use crate::resolve::{ResolveError, Resolver};
 use crate::upstream::Upstream;
 use crate::upstream::directory::Snapshot;
 use crate::upstream::directory::serve;
+use crate::upstream::grpc::ControlPlane;
 
 /// The largest message that the control plane may send, in bytes.
 pub const CONTROL_PLANE_LIMIT: usize = 256 * 1024 * 1024;
@@ -192,7 +193,7 @@ impl Control {
         match &shared.upstream {
             Upstream::Grpc(plane) => {
                 let (outbox, body) = outbox(limit);
-                let opening = plane.clone().open(path, metadata, body);
+                let opening = ControlPlane::clone(plane).open(path, metadata, body);
                 let opening = async move { opening.await.map_err(|error| error.to_string()) };
                 Control::Grpc { outbox, stream: GrpcStream::Opening(Box::pin(opening)) }
             }
@@ -336,15 +337,15 @@ impl Session {
         tokio::select! {
             () = shared.shutdown.cancelled() => return Err(End::Shutdown),
             incoming = from_envoy.next() => match incoming.map_err(End::FromEnvoy)? {
-                Incoming::Message(message) => self.from_envoy(message, control)?,
+                Incoming::Message(message) => self.on_envoy(message, control)?,
                 Incoming::End(_) => return Ok(Step::HalfClosed),
             },
-            message = control.next(&with) => self.from_control(message?)?,
+            message = control.next(&with) => self.on_control(message?)?,
             Some(fetched) = self.fetches.join_next(), if !self.fetches.is_empty() => {
-                self.fetched(fetched);
+                self.on_fetched(fetched);
                 // Modules that are ready together go to Envoy together.
                 while let Some(fetched) = self.fetches.try_join_next() {
-                    self.fetched(fetched);
+                    self.on_fetched(fetched);
                 }
             }
             () = sleep_until(&shared.clock, deadline) => self.machine.tick(shared.clock.now()),
@@ -363,7 +364,7 @@ impl Session {
                 Err(_) => return End::Envoy,
                 Ok(Err(end)) => return end,
                 Ok(Ok(message)) => {
-                    if let Err(end) = self.from_control(message) {
+                    if let Err(end) = self.on_control(message) {
                         return end;
                     }
                 }
@@ -371,7 +372,7 @@ impl Session {
         }
     }
 
-    fn from_envoy(&mut self, message: Message, control: &mut Control) -> Result<(), End> {
+    fn on_envoy(&mut self, message: Message, control: &mut Control) -> Result<(), End> {
         let intercepted = intercept::request_type(self.variant, &message.bytes)
             .map_err(End::MalformedRequest)?
             == INTERCEPTED;
@@ -409,7 +410,7 @@ impl Session {
         message.with_bytes(bytes)
     }
 
-    fn from_control(&mut self, message: Message) -> Result<(), End> {
+    fn on_control(&mut self, message: Message) -> Result<(), End> {
         let intercepted =
             intercept::response_type(&message.bytes).map_err(End::MalformedResponse)? == INTERCEPTED;
         self.count("control_plane", intercepted);
@@ -422,7 +423,7 @@ impl Session {
         Ok(())
     }
 
-    fn fetched(&mut self, fetched: Result<Fetched, tokio::task::JoinError>) {
+    fn on_fetched(&mut self, fetched: Result<Fetched, tokio::task::JoinError>) {
         // A resolve that panicked is reported by the resolver to all who wait for it; this task
         // only waits.
         let Ok((name, generation, outcome)) = fetched else { return };

@@ -57,8 +57,10 @@ impl Net {
         let Net { config, names, routes, roots, clock } = self;
         let lookup: names::Lookup = Arc::new(move |name| {
             // A name server that never answers; its thread ends with the tests.
-            while name == "dead.example" {
-                std::thread::park();
+            if name == "dead.example" {
+                loop {
+                    std::thread::park();
+                }
             }
             names.get(name).cloned().ok_or_else(|| std::io::Error::other("no such name"))
         });

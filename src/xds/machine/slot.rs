@@ -220,7 +220,7 @@ impl Slot {
 
     /// Makes the failure policy's filter the candidate once that is due; whether it did.
     pub fn fall_back_if_due(&mut self, now: Instant) -> bool {
-        if !self.fall_back_at.is_some_and(|at| at <= now) {
+        if self.fall_back_at.is_none_or(|at| at > now) {
             return false;
         }
         self.fall_back_at = None;

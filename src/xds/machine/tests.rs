@@ -314,10 +314,10 @@ fn a_resend_with_equal_bytes_restarts_nothing() {
     for variant in BOTH {
         let mut bench = Bench::new(variant, &["a"]);
         let config = filter("a", "oci://r.io/a:1", false);
-        bench.control(&[config.clone()], &[]);
+        bench.control(std::slice::from_ref(&config), &[]);
         bench.fails(0);
         let due = bench.machine.deadline();
-        bench.control(&[config.clone()], &[]);
+        bench.control(std::slice::from_ref(&config), &[]);
         assert_eq!((bench.fetches.len(), bench.machine.deadline()), (1, due));
         bench.passes(Duration::from_secs(2));
         bench.arrives(1, "/store/one.wasm");
