@@ -38,7 +38,6 @@ mod error;
 mod group;
 mod load;
 mod log;
-mod node;
 mod reader;
 mod schema;
 mod units;

@@ -8,8 +8,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::error::Problem;
-use super::node::{Entry, Node, Value};
 use super::units;
+use crate::yaml::{Entry, Node, Value};
 
 /// Longer values are cut when they are shown.
 const MAX_SHOWN: usize = 80;

@@ -12,12 +12,12 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use super::address::{InvalidAddress, ListenAddress, collide, parse_host};
-use super::node::Node;
 use super::reader::{Field, Place, Problems, Section};
 use super::{
     Admin, Agent, Cache, Config, Fetch, Health, Listener, Log, Registry, Relay, Shutdown, Sources, Upstream,
     WasmBudgets, group,
 };
+use crate::yaml::Node;
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
