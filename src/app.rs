@@ -188,10 +188,10 @@ impl App {
     ) -> bool {
         for (bound, face) in std::mem::take(&mut self.admin) {
             tracing::info!(address = %bound.address, ?face, "listening for operators");
-            let (shown, tracker) = (self.shown.clone(), self.tracker.clone());
+            let (shown, clock, tracker) = (self.shown.clone(), self.clock.clone(), self.tracker.clone());
             // Health is to be seen while the agent drains.
             let until = self.shared.shutdown.child_token();
-            self.tracker.spawn(admin::serve(bound, face, shown, tracker, until));
+            self.tracker.spawn(admin::serve(bound, face, shown, clock, tracker, until));
         }
         for bound in std::mem::take(&mut self.listeners) {
             tracing::info!(address = %bound.address, "listening for Envoys");
@@ -216,7 +216,8 @@ impl App {
         };
         self.readiness.draining();
         tracing::info!(reason, "draining");
-        let drained = drain(&self.shared.shutdown, &self.tracker, self.config.shutdown.timeout).await;
+        let drained =
+            drain(&self.shared.shutdown, &self.tracker, &self.clock, self.config.shutdown.timeout).await;
         if !drained {
             let left = self.tracker.len();
             tracing::warn!(left, "shutdown.timeout has passed; what still runs is cut off");
@@ -272,8 +273,13 @@ fn refresh(
 }
 
 /// No new streams, and those that run end. Whether all did within `timeout`.
-async fn drain(shutdown: &CancellationToken, tracker: &TaskTracker, timeout: Duration) -> bool {
+async fn drain(
+    shutdown: &CancellationToken,
+    tracker: &TaskTracker,
+    clock: &Clock,
+    timeout: Duration,
+) -> bool {
     shutdown.cancel();
     tracker.close();
-    tokio::time::timeout(timeout, tracker.wait()).await.is_ok()
+    clock.timeout_at(clock.now() + timeout, tracker.wait()).await.is_ok()
 }
