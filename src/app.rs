@@ -283,3 +283,34 @@ async fn drain(
     tracker.close();
     clock.timeout_at(clock.now() + timeout, tracker.wait()).await.is_ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use futures_util::FutureExt as _;
+
+    use super::*;
+    use crate::clock::ManualClock;
+
+    #[tokio::test]
+    async fn a_drain_ends_with_the_last_task_whatever_time_is_left() {
+        let (shutdown, tracker) = (CancellationToken::new(), TaskTracker::new());
+        tracker.spawn(shutdown.clone().cancelled_owned());
+        let clock = Clock::Manual(ManualClock::new(SystemTime::UNIX_EPOCH));
+        assert!(drain(&shutdown, &tracker, &clock, Duration::from_secs(10)).await);
+    }
+
+    #[tokio::test]
+    async fn a_task_that_does_not_end_holds_a_drain_up_to_its_deadline_and_no_longer() {
+        let (shutdown, tracker) = (CancellationToken::new(), TaskTracker::new());
+        tracker.spawn(std::future::pending::<()>());
+        let manual = ManualClock::new(SystemTime::UNIX_EPOCH);
+        let clock = Clock::Manual(manual.clone());
+        let mut drained = std::pin::pin!(drain(&shutdown, &tracker, &clock, Duration::from_secs(10)));
+        manual.advance(Duration::from_millis(9_999));
+        assert_eq!(drained.as_mut().now_or_never(), None);
+        manual.advance(Duration::from_millis(1));
+        assert_eq!(drained.now_or_never(), Some(false));
+    }
+}
