@@ -85,7 +85,8 @@ fn read_source(source: &str, secret: &PullSecret) -> Result<Vec<Wanted>, CliErro
     let url: ModuleUrl = source.parse().map_err(|error| {
         // An invalid URL may be one because of what is secret in it.
         let shown = source.split(['?', '@']).next().unwrap_or_default();
-        CliError::Usage(format!("{shown}: {error}"))
+        let hint = if path.is_absolute() { "; a file is named as file:///DIR/FILE" } else { "" };
+        CliError::Usage(format!("{shown}: {error}{hint}"))
     })?;
     // A query is not shown, and without one the user's own spelling is the best name.
     let shown = if source.contains('?') { url.to_string() } else { source.to_owned() };

@@ -18,6 +18,7 @@ use oci_client::secrets::RegistryAuth;
 use super::CliError;
 use super::args::{self, PushArgs};
 use super::prefetch::docker_config;
+use crate::causes::with_causes;
 use crate::clock::Clock;
 use crate::config::Environment;
 use crate::digest::SourceDigest;
@@ -147,21 +148,14 @@ fn is_refusal(error: &OciDistributionError) -> bool {
 /// in their query.
 fn describe(error: OciDistributionError) -> String {
     match error {
-        OciDistributionError::RequestError(error) => chain(&error.without_url()),
+        OciDistributionError::RequestError(error) => with_causes(&error.without_url()),
         OciDistributionError::ServerError { code, .. } => format!("the registry answers {code}"),
         OciDistributionError::RegistryError { envelope, .. } => {
             let codes: Vec<_> = envelope.errors.iter().map(|error| format!("{:?}", error.code)).collect();
             format!("the registry refuses it: {}", codes.join(", "))
         }
-        other => chain(&other),
+        other => with_causes(&other),
     }
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    std::iter::successors(Some(error), |error| error.source())
-        .map(ToString::to_string)
-        .collect::<Vec<_>>()
-        .join(": ")
 }
 
 fn pack(file: &Path, layout: Layout) -> Result<Package, PushError> {

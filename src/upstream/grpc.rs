@@ -11,6 +11,8 @@ use http_body::Body;
 use tonic::transport::{Channel, Endpoint};
 use tower_service::Service as _;
 
+use crate::causes::with_causes;
+
 /// Where the control plane is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Address {
@@ -97,21 +99,9 @@ impl ControlPlane {
         headers.insert(header::TE, header::HeaderValue::from_static("trailers"));
         let unreachable = |error: tonic::transport::Error| ConnectError::Unreachable {
             address: self.address.clone(),
-            reason: chain(&error),
+            reason: with_causes(&error),
         };
         std::future::poll_fn(|cx| channel.poll_ready(cx)).await.map_err(unreachable)?;
         channel.call(request).await.map_err(unreachable)
     }
-}
-
-/// An error with its causes; the transport's own says only that it is one.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }
