@@ -105,21 +105,21 @@ async fn fetch_all(wanted: Vec<Wanted>, config: &Config, output: Output) -> Resu
         // Whoever types a command may read what they name.
         resolve_config(config, FileAccess::Any, &clock),
         config.fetch.concurrency,
-        clock,
+        clock.clone(),
         metrics,
         tracker.clone(),
     );
     let bars = Bars::new(output == Output::Text && io::stderr().is_terminal());
     let mut fetches = JoinSet::new();
     for Wanted { url, request } in wanted {
-        let (resolver, bar) = (resolver.clone(), bars.add(&request.url));
+        let (resolver, clock, bar) = (resolver.clone(), clock.clone(), bars.add(&request.url));
         fetches.spawn(async move {
             let progress = Arc::new(Progress::default());
             let mut fetch = std::pin::pin!(resolver.resolve_watched(request, progress.clone()));
             let outcome = loop {
                 tokio::select! {
                     outcome = &mut fetch => break outcome,
-                    () = tokio::time::sleep(FRAME) => bar.follow(&progress),
+                    () = clock.sleep(FRAME) => bar.follow(&progress),
                 }
             };
             bar.finish();
