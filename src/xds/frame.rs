@@ -13,6 +13,7 @@ use http_body::Body;
 use http_body_util::BodyExt as _;
 
 use super::budget::{Budget, Held};
+use crate::causes::with_causes;
 use crate::clock::Clock;
 
 /// How long a message that has begun may make no progress, be it for its peer or for the budget.
@@ -94,7 +95,7 @@ struct Partial {
 impl<B> Messages<B>
 where
     B: Body<Data = Bytes> + Unpin,
-    B::Error: std::fmt::Display,
+    B::Error: std::error::Error,
 {
     /// Reads `body`; a message over `limit` bytes is an error.
     pub fn new(body: B, limit: usize, budget: Budget, clock: Clock) -> Self {
@@ -138,7 +139,7 @@ where
                         Err(_) => continue,
                     },
                 },
-                Some(Err(error)) => return Err(FrameError::Transport(error.to_string())),
+                Some(Err(error)) => return Err(FrameError::Transport(with_causes(&error))),
                 None => return self.end(None),
             }
         }

@@ -17,6 +17,7 @@ use tonic::{Code, Status};
 use super::machine::Variant;
 use super::outbox::OutboxBody;
 use super::session::{self, Shared};
+use crate::causes::with_causes;
 use crate::listen::{Bound, Connection};
 
 /// A peer that answers no ping for this long is gone.
@@ -90,7 +91,7 @@ async fn connection(stream: Connection, shared: Arc<Shared>, name: Arc<str>, tra
         } else {
             ""
         };
-        tracing::warn!(listener = &*name, "a connection from an Envoy failed: {error}{hint}");
+        tracing::warn!(listener = &*name, "a connection from an Envoy failed: {}{hint}", with_causes(&error));
     }
 }
 

@@ -109,10 +109,14 @@ impl End {
             }
             End::Envoy => Code::Ok,
             End::EnvoyGone => Code::Cancelled,
-            End::MalformedRequest(_) | End::FromEnvoy(_) => Code::InvalidArgument,
-            End::MalformedResponse(_) => Code::Internal,
             End::EnvoyStalled(_) | End::ControlPlaneStalled(_) => Code::ResourceExhausted,
-            End::FromControlPlane(FrameError::TooLarge { .. }) => Code::ResourceExhausted,
+            End::FromEnvoy(error) | End::FromControlPlane(error)
+                if matches!(error, FrameError::TooLarge { .. } | FrameError::NoRoom { .. }) =>
+            {
+                Code::ResourceExhausted
+            }
+            End::MalformedRequest(_) | End::FromEnvoy(_) => Code::InvalidArgument,
+            End::MalformedResponse(_) | End::FromControlPlane(FrameError::Compressed) => Code::Internal,
             End::ControlPlane(_) | End::FromControlPlane(_) | End::Unreachable(_) | End::Shutdown => {
                 Code::Unavailable
             }

@@ -6,4 +6,6 @@
 
 mod harness;
 mod image;
+mod listeners;
+mod relay;
 mod support;
