@@ -7,5 +7,7 @@
 mod documents;
 mod harness;
 mod image;
+mod listeners;
+mod relay;
 mod structure;
 mod support;

@@ -104,6 +104,15 @@ impl Agent {
         Agent { program, process: None, socket, tcp, health, admin, cache, config }
     }
 
+    /// Has this command start it from now on, by what follows its own arguments.
+    pub fn through(&mut self, command: &[&str]) {
+        let mut words = command.iter().map(OsString::from);
+        let path = words.next().expect("a command");
+        let own = std::mem::replace(&mut self.program.path, path.into());
+        let own = [own.into_os_string()].into_iter().chain(std::mem::take(&mut self.program.args));
+        self.program.args = words.chain(own).collect();
+    }
+
     /// Starts it, the same as before, and waits until it is ready.
     pub async fn resume(&mut self, world: &World) {
         let mut process = self.program.start(world);

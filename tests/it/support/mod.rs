@@ -5,6 +5,7 @@
 // Shared by tests that each use a part of it.
 #![allow(dead_code)]
 
+pub mod ads;
 pub mod agent;
 pub mod client;
 pub mod control_plane;
