@@ -4,7 +4,10 @@
 //! `make tools` gets the real parts, `make test` does that and runs everything. Run as root, agent and
 //! Envoy are two different unprivileged users in every test, so that modes and groups are tested too.
 
+mod fallback;
 mod filters;
 mod harness;
 mod image;
+mod restart;
+mod standalone;
 mod support;
