@@ -8,7 +8,7 @@ use crate::support::fixtures::{module, padded};
 use crate::support::gate::Gate;
 use crate::support::mesh::{Mesh, from_istio, listener};
 use crate::support::registry::{Access, Layout};
-use crate::support::resources::Kind;
+use crate::support::resources::{Kind, Wasm};
 use crate::support::traffic::{Traffic, in_short};
 
 #[tokio::test]
@@ -55,25 +55,26 @@ async fn a_restart_is_served_from_disk(variant: Variant) {
     envoy.live().await;
     let traffic = Traffic::to(envoy.listener("web").await);
     traffic.sees("200 v1", 20).await;
+    let filters = [(Kind::Http, "filter"), (Kind::Network, "gate")];
+    let mut updates = Vec::new();
+    for (kind, name) in filters {
+        updates.push(envoy.ecds_stat(kind, name, "update_success").await);
+    }
     let pulls = mesh.registry.pulls().await;
 
     mesh.registry.stop();
     assert_eq!(mesh.agent.stop().await, Some(0));
     traffic.sees("200 v1", 20).await;
     mesh.agent.resume(&mesh.world).await;
-    eventually("both filters, delivered again", async || {
-        let delivered = mesh.agent.metric(r#"wasmferry_resources_total{result="delivered"}"#).await;
-        (delivered >= 2).then_some(())
-    })
-    .await;
-    let accepted = |name: &'static str| {
-        let state = mesh.state(name);
-        async { state.await.is_some_and(|state| state["serving"] == "current") }
-    };
-    assert!(accepted("filter").await && accepted("gate").await);
+    for ((kind, name), before) in filters.into_iter().zip(updates) {
+        eventually("the same config, sent and accepted again", async || {
+            (envoy.ecds_stat(kind, name, "update_success").await > before).then_some(())
+        })
+        .await;
+    }
     traffic.sees("200 v1", 100).await;
     traffic.saw_only(&["200 v1"]);
-    for (kind, name) in [(Kind::Http, "filter"), (Kind::Network, "gate")] {
+    for (kind, name) in filters {
         assert_eq!(envoy.ecds_stat(kind, name, "config_reload").await, 1, "{name}");
         assert_eq!(envoy.ecds_stat(kind, name, "update_rejected").await, 0, "{name}");
     }
@@ -103,6 +104,47 @@ async fn a_restart_is_served_from_disk_by_the_unified_mux() {
 #[tokio::test]
 async fn a_restart_is_served_from_disk_by_delta() {
     a_restart_is_served_from_disk(Variant::Delta).await;
+}
+
+/// What has to be asked for again, such as a tag that may have moved, while nobody answers.
+async fn a_restart_takes_nothing_away(variant: Variant) {
+    let mut mesh = Mesh::start(Access::Anonymous, "fetch: {hold: 0s}").await;
+    let filter = Wasm::remote(Kind::Http, mesh.publish("add-header-v1", "http", "latest").await);
+    mesh.control_plane.set_all([listener("web", &[], &["filter"]), filter.resource("filter")]);
+    let envoy = mesh.envoy(variant).await;
+    envoy.live().await;
+    let traffic = Traffic::to(envoy.listener("web").await);
+    traffic.sees("200 v1", 20).await;
+
+    mesh.publish("add-header-v2", "http", "latest").await;
+    mesh.registry.stop();
+    mesh.agent.kill();
+    mesh.agent.resume(&mesh.world).await;
+    eventually("a failure", async || {
+        mesh.state("filter").await.filter(|state| state["last_error"].is_string())
+    })
+    .await;
+    traffic.sees("200 v1", 100).await;
+    traffic.saw_only(&["200 v1"]);
+
+    mesh.registry.resume(&mesh.world).await;
+    traffic.sees("200 v2", 20).await;
+    traffic.saw_only(&["200 v1", "200 v2"]);
+}
+
+#[tokio::test]
+async fn a_restart_with_the_registry_away_takes_nothing_away_by_state_of_the_world() {
+    a_restart_takes_nothing_away(Variant::Sotw).await;
+}
+
+#[tokio::test]
+async fn a_restart_with_the_registry_away_takes_nothing_away_by_the_unified_mux() {
+    a_restart_takes_nothing_away(Variant::SotwUnified).await;
+}
+
+#[tokio::test]
+async fn a_restart_with_the_registry_away_takes_nothing_away_by_delta() {
+    a_restart_takes_nothing_away(Variant::Delta).await;
 }
 
 fn files(folder: &Path) -> Vec<u64> {
