@@ -74,6 +74,7 @@ pub fn read_request(variant: Variant, message: &[u8]) -> Result<EnvoyRequest, Wi
                 nonce: request.response_nonce.to_owned(),
                 error: request.error_detail.map(reason),
                 names: Names::All(owned(&request.resource_names)),
+                resumes: !request.version_info.is_empty(),
             }
         }
         Variant::Delta => {
@@ -86,6 +87,7 @@ pub fn read_request(variant: Variant, message: &[u8]) -> Result<EnvoyRequest, Wi
                     unsubscribe: owned(&request.unsubscribe),
                     held: request.initial_resource_versions.keys().map(|name| (*name).to_owned()).collect(),
                 },
+                resumes: false,
             }
         }
     })

@@ -5,9 +5,13 @@
 //! Envoy are two different unprivileged users in every test, so that modes and groups are tested too.
 
 mod documents;
+mod fallback;
+mod filters;
 mod harness;
 mod image;
 mod listeners;
 mod relay;
+mod restart;
+mod standalone;
 mod structure;
 mod support;

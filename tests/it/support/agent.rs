@@ -151,6 +151,12 @@ impl Agent {
         status.code()
     }
 
+    /// All that it logged, before a restart too.
+    pub fn log(&self) -> String {
+        let process = self.process.as_ref().expect("a running agent");
+        format!("{}{}", process.stdout(), process.stderr())
+    }
+
     /// A page of the health listener.
     pub async fn health(&self, path: &str) -> Answer {
         client::get(self.health, path).await.expect("the health listener")
@@ -159,6 +165,18 @@ impl Agent {
     /// A page of the admin socket. Run as root, the tests may open it whatever its mode is.
     pub async fn admin(&self, path: &str) -> Answer {
         client::get(client::Peer::Unix(self.admin.clone()), path).await.expect("the admin socket")
+    }
+
+    /// What `/state` says.
+    pub async fn state(&self) -> serde_json::Value {
+        serde_json::from_slice(&self.admin("/state").await.body).expect("JSON from /state")
+    }
+
+    /// A sample of the metrics, named as it stands there, labels included; 0 where there is none yet.
+    pub async fn metric(&self, sample: &str) -> u64 {
+        let text = self.health("/metrics").await.text();
+        let value = text.lines().find_map(|line| line.strip_prefix(sample)?.strip_prefix(' '));
+        value.map_or(0, |value| value.parse().expect("a whole number"))
     }
 
     /// Both ways by which an Envoy may connect.

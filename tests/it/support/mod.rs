@@ -10,11 +10,13 @@ pub mod agent;
 pub mod client;
 pub mod control_plane;
 pub mod envoy;
+pub mod fixtures;
 pub mod gate;
-
+pub mod mesh;
 pub mod process;
 pub mod registry;
 pub mod resources;
+pub mod traffic;
 pub mod world;
 
 use std::time::{Duration, Instant};
