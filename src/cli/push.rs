@@ -7,11 +7,10 @@ mod layout;
 
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
-use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use oci_client::Reference;
-use oci_client::client::{Client, ClientConfig, ClientProtocol};
+use oci_client::client::{Certificate, CertificateEncoding, Client, ClientConfig, ClientProtocol};
 use oci_client::errors::OciDistributionError;
 use oci_client::secrets::RegistryAuth;
 
@@ -22,7 +21,7 @@ use crate::clock::Clock;
 use crate::config::Environment;
 use crate::digest::SourceDigest;
 use crate::fetch::{FetchConfig, Fetcher};
-use crate::module::{ModuleRequest, ModuleUrl};
+use crate::module::{ModuleRequest, ModuleUrl, is_loopback};
 use crate::secret::Secret;
 
 pub use layout::Layout;
@@ -184,15 +183,8 @@ async fn upload(
     auth: RegistryAuth,
     plain_http: bool,
 ) -> Result<(), OciDistributionError> {
-    // The client's TLS takes the process's provider; that another one is set already is fine.
-    let _ = rustls::crypto::ring::default_provider().install_default();
     let registry = reference.resolve_registry();
-    let protocol = if plain_http || is_loopback(registry) {
-        ClientProtocol::HttpsExcept(vec![registry.to_owned()])
-    } else {
-        ClientProtocol::Https
-    };
-    let client = Client::try_from(ClientConfig { protocol, ..ClientConfig::default() })?;
+    let client = client(registry, plain_http || is_loopback(registry))?;
     client.store_auth_if_needed(registry, &auth).await;
     // The manifest last: it names blobs that must be there.
     for Blob { bytes, digest, .. } in [&package.layer, &package.config] {
@@ -203,16 +195,34 @@ async fn upload(
     Ok(())
 }
 
-/// Whether a registry is reached without TLS, as docker does it: on loopback alone.
-fn is_loopback(registry: &str) -> bool {
-    let host = match registry.rsplit_once(':') {
-        Some((host, port)) if port.bytes().all(|b| b.is_ascii_digit()) => host,
-        _ => registry,
+fn client(registry: &str, plain: bool) -> Result<Client, OciDistributionError> {
+    // The client's TLS takes the process's provider; that another one is set already is fine.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let protocol = match plain {
+        true => ClientProtocol::HttpsExcept(vec![registry.to_owned()]),
+        false => ClientProtocol::Https,
     };
-    let literal = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
-    host.eq_ignore_ascii_case("localhost")
-        || literal.parse().is_ok_and(|address: IpAddr| address.is_loopback())
+    let mut config = ClientConfig { protocol, ..ClientConfig::default() };
+    if plain && rustls_native_certs::load_native_certs().certs.is_empty() {
+        // It sets TLS up whether it needs it or not, and does not start without a root.
+        config.tls_certs_only =
+            vec![Certificate { encoding: CertificateEncoding::Pem, data: NOBODY.as_bytes().to_vec() }];
+    }
+    Client::try_from(config)
 }
+
+/// A root certificate whose key was never written down: nothing is trusted by it.
+const NOBODY: &str = "-----BEGIN CERTIFICATE-----
+MIIBeDCCAR+gAwIBAgIUTmo7LRZbd9kJmFBAeewYoi+QyxUwCgYIKoZIzj0EAwIw
+ETEPMA0GA1UEAwwGbm9ib2R5MCAXDTI2MTEyMTAwMDc0NFoYDzIxMjYxMDI4MDAw
+NzQ0WjARMQ8wDQYDVQQDDAZub2JvZHkwWTATBgcqhkjOPQIBBggqhkjOPQMBBwNC
+AASeolFCqkqcN8r9ZM4YYt281/hjpN6860yZkznhU8X3lBZ/JUrg20oAy122/jry
+U0P04IA2HaLnavgqPbFSIQhdo1MwUTAdBgNVHQ4EFgQUnyL/EDA+I/dLzM6C2Cb4
+dWrXKrYwHwYDVR0jBBgwFoAUnyL/EDA+I/dLzM6C2Cb4dWrXKrYwDwYDVR0TAQH/
+BAUwAwEB/zAKBggqhkjOPQQDAgNHADBEAiBsPQr8HmdGfKblNHq8Bi8wUJYANAk9
+cFra9Tb077o1hgIgEgUO6QUHti3cjRca48GrVv0O+fwIno3prF2XI1uB190=
+-----END CERTIFICATE-----
+";
 
 #[cfg(test)]
 mod tests {
@@ -225,19 +235,6 @@ mod tests {
             layout: Layout::Artifact,
             credential: None,
             plain_http: false,
-        }
-    }
-
-    #[test]
-    fn only_registries_on_loopback_are_spoken_to_without_tls() {
-        for registry in ["localhost", "LOCALHOST:5000", "127.0.0.1:5000", "127.9.9.9", "[::1]:5000", "[::1]"]
-        {
-            assert!(is_loopback(registry), "{registry}");
-        }
-        for registry in
-            ["localhost.example", "128.0.0.1:5000", "0.0.0.0:80", "[::2]:5000", "ghcr.io", "127.example"]
-        {
-            assert!(!is_loopback(registry), "{registry}");
         }
     }
 
