@@ -6,4 +6,5 @@
 
 mod harness;
 mod image;
+mod prefetch;
 mod support;

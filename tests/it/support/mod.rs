@@ -6,12 +6,14 @@
 #![allow(dead_code)]
 
 pub mod agent;
+pub mod bad_server;
 pub mod client;
 pub mod control_plane;
 pub mod envoy;
+pub mod fixtures;
 pub mod gate;
-
 pub mod process;
+pub mod pulls;
 pub mod registry;
 pub mod resources;
 pub mod world;
