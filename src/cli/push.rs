@@ -20,7 +20,7 @@ use super::prefetch::docker_config;
 use crate::clock::Clock;
 use crate::config::Environment;
 use crate::digest::SourceDigest;
-use crate::fetch::{FetchConfig, Fetcher};
+use crate::fetch::{FetchConfig, Fetcher, WithCauses};
 use crate::module::{ModuleRequest, ModuleUrl, is_loopback};
 use crate::secret::Secret;
 
@@ -146,21 +146,14 @@ fn is_refusal(error: &OciDistributionError) -> bool {
 /// in their query.
 fn describe(error: OciDistributionError) -> String {
     match error {
-        OciDistributionError::RequestError(error) => chain(&error.without_url()),
+        OciDistributionError::RequestError(error) => WithCauses(&error.without_url()).to_string(),
         OciDistributionError::ServerError { code, .. } => format!("the registry answers {code}"),
         OciDistributionError::RegistryError { envelope, .. } => {
             let codes: Vec<_> = envelope.errors.iter().map(|error| format!("{:?}", error.code)).collect();
             format!("the registry refuses it: {}", codes.join(", "))
         }
-        other => chain(&other),
+        other => WithCauses(&other).to_string(),
     }
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    std::iter::successors(Some(error), |error| error.source())
-        .map(ToString::to_string)
-        .collect::<Vec<_>>()
-        .join(": ")
 }
 
 fn pack(file: &Path, layout: Layout) -> Result<Package, PushError> {

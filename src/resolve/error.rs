@@ -3,14 +3,14 @@
 use std::time::Duration;
 
 use crate::digest::{ExpectedDigest, PayloadDigest, SourceDigest};
-use crate::fetch::FetchError;
+use crate::fetch::{FetchError, WithCauses};
 use crate::store::StoreError;
 use crate::wasm::{ModuleError, UnpackError};
 
 /// Why a request for a module failed. The text names the module and never holds a secret.
 #[derive(Debug, thiserror::Error)]
 pub enum ResolveError {
-    #[error("{url}: {source}")]
+    #[error("{url}: {}", WithCauses(source))]
     Fetch { url: String, source: FetchError },
     #[error("{url}: cannot take the module out: {source}")]
     Unpack { url: String, source: UnpackError },

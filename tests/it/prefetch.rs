@@ -216,7 +216,7 @@ async fn credentials_come_from_docker_config_or_else_from_the_home_folder() {
 }
 
 #[tokio::test]
-async fn one_that_fails_is_an_exit_code_of_1_and_wrong_usage_one_of_2() {
+async fn one_that_fails_ends_with_1_and_the_others_are_there() {
     let world = World::new();
     let server = BadServer::start(&world).await;
     let module = module("add-header-v1");
@@ -227,14 +227,6 @@ async fn one_that_fails_is_an_exit_code_of_1_and_wrong_usage_one_of_2() {
     run.module(&good, &module);
     assert_eq!((run.code, run.error(&missing).0), (Some(1), "not_found"));
     assert_eq!(run.stderr, "1 of the modules could not be had\n");
-
-    for wrong in
-        [vec!["ftp://h/x"], vec!["https://user:hunter2@h/x"], vec!["--concurrency", "0", &good], vec![]]
-    {
-        let run = prefetch(&world, wrong.clone(), &[]).await;
-        assert_eq!((run.code, run.lines.len()), (Some(2), 0), "{wrong:?}");
-        assert!(!run.stderr.is_empty() && !run.stderr.contains("hunter2"), "{}", run.stderr);
-    }
 
     // As text: what there is on standard output, what went wrong on standard error, a line each.
     let cache = cache(&world);
@@ -248,6 +240,27 @@ async fn one_that_fails_is_an_exit_code_of_1_and_wrong_usage_one_of_2() {
         stderr,
         [format!("{missing}: {missing} was not found").as_str(), "1 of the modules could not be had"]
     );
+}
+
+#[tokio::test]
+async fn wrong_usage_ends_with_2_before_anything_is_fetched_and_repeats_no_password() {
+    let world = World::new();
+    let server = BadServer::start(&world).await;
+    let good = server.put("/good.wasm", Reply::ok(module("add-header-v1")));
+    for (wrong, told) in [
+        (vec!["ftp://h/x"], "ftp://h/x: "),
+        (vec!["https://user:hunter2@h/x"], "source 2: "),
+        (vec!["user:hunter2@h/x:v1"], "source 2: "),
+        (vec!["https://h:port/x?signature=hunter2"], "source 2: "),
+        (vec!["/nowhere/plugins.yaml"], "/nowhere/plugins.yaml"),
+        (vec!["--concurrency", "0"], "error: invalid value '0'"),
+        (vec!["--config", "/nowhere/config.yaml"], "/nowhere/config.yaml: "),
+    ] {
+        let run = prefetch(&world, [good.as_str()].into_iter().chain(wrong.clone()), &[]).await;
+        assert_eq!((run.code, run.lines.len()), (Some(2), 0), "{wrong:?}");
+        assert!(run.stderr.starts_with(told) && !run.stderr.contains("hunter2"), "{wrong:?}: {}", run.stderr);
+    }
+    assert_eq!(server.seen(), []);
 }
 
 #[tokio::test]

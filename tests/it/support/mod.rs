@@ -9,6 +9,7 @@ pub mod agent;
 pub mod bad_server;
 pub mod client;
 pub mod control_plane;
+pub mod ecds;
 pub mod envoy;
 pub mod fixtures;
 pub mod gate;
