@@ -10,7 +10,7 @@ use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
 use oci_client::Reference;
-use oci_client::client::{Certificate, CertificateEncoding, Client, ClientConfig, ClientProtocol};
+use oci_client::client::{Client, ClientConfig, ClientProtocol};
 use oci_client::errors::OciDistributionError;
 use oci_client::secrets::RegistryAuth;
 
@@ -58,6 +58,12 @@ pub enum PushError {
     Pack(#[source] io::Error),
     #[error("{target}: the registry refuses {}", if *.anonymous { "an anonymous push" } else { "this user" })]
     Unauthorized { target: String, anonymous: bool },
+    /// `oci_client` sets TLS up whether the registry speaks it or not, and panics without a root.
+    #[error(
+        "no root certificates were found, and push needs some even where it speaks plain HTTP: install the \
+         system's CA certificates (ca-certificates) or name a file of them in SSL_CERT_FILE"
+    )]
+    NoRoots,
     /// Not reached, or it did not take the upload.
     #[error("{target}: {why}")]
     Registry { target: String, why: String },
@@ -73,6 +79,7 @@ impl PushError {
             PushError::Digest { .. } => "digest",
             PushError::Pack(_) => "pack",
             PushError::Unauthorized { .. } => "unauthorized",
+            PushError::NoRoots => "no_roots",
             PushError::Registry { .. } => "registry",
         }
     }
@@ -121,6 +128,9 @@ pub async fn push(options: PushOptions) -> Result<SourceDigest, PushError> {
     let package = tokio::task::spawn_blocking(move || pack(&file, layout))
         .await
         .unwrap_or_else(|error| Err(PushError::Pack(io::Error::other(error))))?;
+    if rustls_native_certs::load_native_certs().certs.is_empty() {
+        return Err(PushError::NoRoots);
+    }
     let anonymous = credential.is_none();
     let auth = match credential {
         Some((user, password)) => RegistryAuth::Basic(user, password.expose().to_owned()),
@@ -195,27 +205,8 @@ fn client(registry: &str, plain: bool) -> Result<Client, OciDistributionError> {
         true => ClientProtocol::HttpsExcept(vec![registry.to_owned()]),
         false => ClientProtocol::Https,
     };
-    let mut config = ClientConfig { protocol, ..ClientConfig::default() };
-    if plain && rustls_native_certs::load_native_certs().certs.is_empty() {
-        // It sets TLS up whether it needs it or not, and does not start without a root.
-        config.tls_certs_only =
-            vec![Certificate { encoding: CertificateEncoding::Pem, data: NOBODY.as_bytes().to_vec() }];
-    }
-    Client::try_from(config)
+    Client::try_from(ClientConfig { protocol, ..ClientConfig::default() })
 }
-
-/// A root certificate whose key was never written down: nothing is trusted by it.
-const NOBODY: &str = "-----BEGIN CERTIFICATE-----
-MIIBeDCCAR+gAwIBAgIUTmo7LRZbd9kJmFBAeewYoi+QyxUwCgYIKoZIzj0EAwIw
-ETEPMA0GA1UEAwwGbm9ib2R5MCAXDTI2MTEyMTAwMDc0NFoYDzIxMjYxMDI4MDAw
-NzQ0WjARMQ8wDQYDVQQDDAZub2JvZHkwWTATBgcqhkjOPQIBBggqhkjOPQMBBwNC
-AASeolFCqkqcN8r9ZM4YYt281/hjpN6860yZkznhU8X3lBZ/JUrg20oAy122/jry
-U0P04IA2HaLnavgqPbFSIQhdo1MwUTAdBgNVHQ4EFgQUnyL/EDA+I/dLzM6C2Cb4
-dWrXKrYwHwYDVR0jBBgwFoAUnyL/EDA+I/dLzM6C2Cb4dWrXKrYwDwYDVR0TAQH/
-BAUwAwEB/zAKBggqhkjOPQQDAgNHADBEAiBsPQr8HmdGfKblNHq8Bi8wUJYANAk9
-cFra9Tb077o1hgIgEgUO6QUHti3cjRca48GrVv0O+fwIno3prF2XI1uB190=
------END CERTIFICATE-----
-";
 
 #[cfg(test)]
 mod tests {

@@ -14,7 +14,7 @@ use crate::support::control_plane::Protocol;
 use crate::support::ecds::Ecds;
 use crate::support::eventually;
 use crate::support::fixtures::{module, padded};
-use crate::support::pulls::{cache, digests, payloads, prefetch};
+use crate::support::pulls::{cache, digests, payloads, prefetch, wasm_plugin};
 use crate::support::registry::{Access, Layout, Registry, digest, tar_gz};
 use crate::support::world::{User, World};
 
@@ -107,10 +107,7 @@ async fn sources(world: &World, open: &Registry, closed: &Registry, server: &Bad
     let manifest = open.publish("filter", "other", Layout::Artifact, &whole).await;
     let url = open.url("filter", "other");
     let expected = "0123456789abcdef".repeat(4);
-    let plugin = json!({
-        "apiVersion": "extensions.istio.io/v1alpha1", "kind": "WasmPlugin", "metadata": {"name": "p"},
-        "spec": {"url": &url, "sha256": &expected},
-    });
+    let plugin = wasm_plugin("p", &url, json!({"sha256": expected}));
     let file = world.write("unexpected.yaml", plugin.to_string(), User::Tests, 0o644);
     let says = [format!("expected sha256:{expected}"), digest(&whole), manifest];
     bad.push(Bad {
@@ -273,10 +270,7 @@ async fn a_resource_reads_no_file_that_is_not_allowed_and_through_no_link_that_l
     ];
     let plugins = world.folder("plugins", User::Agent, 0o755);
     for (name, url, _) in &urls {
-        let plugin = json!({
-            "apiVersion": "extensions.istio.io/v1alpha1", "kind": "WasmPlugin",
-            "metadata": {"name": name}, "spec": {"url": url},
-        });
+        let plugin = wasm_plugin(name, url, json!({}));
         world.write(&format!("plugins/{name}.yaml"), plugin.to_string(), User::Agent, 0o644);
     }
     let options = Options::directory(&plugins).with(&format!("sources: {{file: [{}]}}", allowed.display()));

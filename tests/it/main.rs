@@ -7,5 +7,8 @@
 mod bad_sources;
 mod harness;
 mod image;
+mod policy;
 mod prefetch;
+mod push;
+mod store;
 mod support;

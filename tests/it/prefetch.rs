@@ -15,7 +15,7 @@ use crate::support::bad_server::{BadServer, Fault, Reply};
 use crate::support::fixtures::{module, padded};
 use crate::support::gate::Gate;
 use crate::support::process::Program;
-use crate::support::pulls::{cache, digests, payloads, prefetch};
+use crate::support::pulls::{cache, digests, payloads, prefetch, wasm_plugin};
 use crate::support::registry::{Access, Layout, OCI_MANIFEST, Registry, digest, tar_gz};
 use crate::support::world::{User, World};
 use crate::support::{eventually, soon};
@@ -36,17 +36,6 @@ fn tar(name: &str, content: &[u8]) -> Vec<u8> {
     header.set_size(content.len() as u64);
     tar.append_data(&mut header, name, content).unwrap();
     tar.into_inner().unwrap()
-}
-
-/// A `WasmPlugin` document.
-fn plugin(name: &str, url: &str, more: serde_json::Value) -> serde_json::Value {
-    let mut plugin = json!({
-        "apiVersion": "extensions.istio.io/v1alpha1", "kind": "WasmPlugin",
-        "metadata": {"name": name, "namespace": "default"}, "spec": {"url": url},
-    });
-    let spec = plugin["spec"].as_object_mut().unwrap();
-    spec.extend(more.as_object().cloned().unwrap_or_default());
-    plugin
 }
 
 #[tokio::test]
@@ -156,14 +145,14 @@ async fn files_of_wasm_plugins_are_sources_with_what_they_expect() {
     let hex = |digest: &str| digest.trim_start_matches("sha256:").to_owned();
 
     // Two documents in YAML: one expects the manifest's digest, one the module's; both are right.
-    let first = plugin("a", &url(0), json!({"sha256": hex(&manifests[0])}));
-    let second = plugin("b", &url(1), json!({"sha256": hex(&digest(&modules[1]))}));
+    let first = wasm_plugin("a", &url(0), json!({"sha256": hex(&manifests[0])}));
+    let second = wasm_plugin("b", &url(1), json!({"sha256": hex(&digest(&modules[1]))}));
     let other = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "c"}});
     let yaml =
         world.write("plugins.yaml", format!("{first}\n---\n{other}\n---\n{second}\n"), User::Tests, 0o644);
     // A list in JSON; without a scheme a URL is OCI.
     let plain = url(2).trim_start_matches("oci://").to_owned();
-    let list = json!({"apiVersion": "v1", "kind": "List", "items": [plugin("d", &plain, json!({}))]});
+    let list = json!({"apiVersion": "v1", "kind": "List", "items": [wasm_plugin("d", &plain, json!({}))]});
     let list = world.write("plugins.json", list.to_string(), User::Tests, 0o644);
 
     let sources = [yaml.display().to_string(), list.display().to_string(), url(3)];
@@ -175,7 +164,7 @@ async fn files_of_wasm_plugins_are_sources_with_what_they_expect() {
 
     // A file that is none names itself, the line and the field, and nothing is fetched.
     let before = registry.pulls().await.len();
-    let broken = plugin("a", &url(0), json!({"sha265": "typo"}));
+    let broken = wasm_plugin("a", &url(0), json!({"sha265": "typo"}));
     let broken = world.write("broken.yaml", format!("# a comment\n{broken}\n"), User::Tests, 0o644);
     let run = prefetch(&world, [broken.display().to_string(), url(3)], &[]).await;
     assert_eq!((run.code, run.lines.len()), (Some(2), 0));

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::agent::command;
 use super::registry::digest;
@@ -71,6 +71,17 @@ impl Prefetched {
         assert_eq!(keys, ["error", "reason", "url"].into(), "{line}");
         (line["reason"].as_str().expect("a reason"), line["error"].as_str().expect("an error"))
     }
+}
+
+/// A `WasmPlugin` document in the namespace `default`; `spec` is added to its URL.
+pub fn wasm_plugin(name: &str, url: &str, spec: Value) -> Value {
+    let mut plugin = json!({
+        "apiVersion": "extensions.istio.io/v1alpha1", "kind": "WasmPlugin",
+        "metadata": {"name": name, "namespace": "default"}, "spec": {"url": url},
+    });
+    let fields = plugin["spec"].as_object_mut().expect("an object");
+    fields.extend(spec.as_object().cloned().expect("an object"));
+    plugin
 }
 
 /// A file or folder of a store.
