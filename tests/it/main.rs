@@ -4,14 +4,19 @@
 //! `make tools` gets the real parts, `make test` does that and runs everything. Run as root, agent and
 //! Envoy are two different unprivileged users in every test, so that modes and groups are tested too.
 
+mod bad_sources;
 mod documents;
 mod fallback;
 mod filters;
 mod harness;
 mod image;
 mod listeners;
+mod policy;
+mod prefetch;
+mod push;
 mod relay;
 mod restart;
 mod standalone;
+mod store;
 mod structure;
 mod support;

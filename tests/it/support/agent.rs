@@ -187,7 +187,18 @@ impl Agent {
 
 /// Runs `wasmferry ARGS` as the agent's user, to its end.
 pub async fn wasmferry(world: &World, args: impl IntoIterator<Item = impl Into<OsString>>) -> Output {
-    program(world, "command", args.into_iter().map(Into::into)).run(world).await
+    command(world, args, &[]).await
+}
+
+/// The same with more in its environment.
+pub async fn command(
+    world: &World,
+    args: impl IntoIterator<Item = impl Into<OsString>>,
+    env: &[(&str, &str)],
+) -> Output {
+    let mut program = program(world, "command", args.into_iter().map(Into::into));
+    program.env.extend(env.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())));
+    program.run(world).await
 }
 
 fn program(world: &World, name: &str, args: impl IntoIterator<Item = OsString>) -> Program {
