@@ -62,7 +62,7 @@ async fn settled(process: &Process) -> u64 {
 async fn pull(layout: Layout) -> u64 {
     let world = World::new();
     let registry = Registry::start(&world, Access::Anonymous).await;
-    registry.publish("bench", "peak", layout, &module(64 << 20, 0)).await;
+    registry.publish("bench", "peak", layout, &module(64 << 20)).await;
     let mut filters = Filters::start(&world).await;
     let before = settled(filters.agent.process()).await;
     let pid = filters.agent.process().pid();

@@ -16,7 +16,7 @@ use wasmferry::resolve::Resolver;
 use wasmferry::store::{Store, StoreConfig};
 
 use crate::filters::Filters;
-use crate::module::{MIX, module};
+use crate::module::{self, MIX};
 use crate::support::agent;
 use crate::support::client;
 use crate::support::process::Program;
@@ -44,12 +44,13 @@ pub async fn bench(report: &mut Report) {
         &["wasmferry prefetch", "a running agent", "skopeo copy", "curl of the blob"],
     );
     for (mebibytes, layout, rounds) in CASES {
+        let mut module = module::module(mebibytes << 20);
         let mut took: [Samples; 4] = Default::default();
         for round in 0..rounds {
             // No round has another's module: the agent would have it already.
             let tag = format!("{layout:?}-{mebibytes}-{round}").to_lowercase();
-            let pull =
-                Pull::publish(&world, &registry, &tag, layout, &module(mebibytes << 20, round as u64)).await;
+            module::tag(&mut module, round as u64);
+            let pull = Pull::publish(&world, &registry, &tag, layout, &module).await;
             for turn in 0..took.len() {
                 let way = (round + turn) % took.len();
                 // What others wrote is not ours to make durable.
@@ -167,7 +168,9 @@ fn remove(path: &Path) {
 async fn second_request(report: &mut Report, world: &World, registry: &Registry, filters: &mut Filters) {
     const REQUESTS: usize = 50;
     report.table("Second request, 8 MiB", &["the engine", "a running agent, by xDS"]);
-    let pull = Pull::publish(world, registry, "second", Layout::Artifact, &module(8 << 20, u64::MAX)).await;
+    let mut module = module::module(8 << 20);
+    module::tag(&mut module, u64::MAX);
+    let pull = Pull::publish(world, registry, "second", Layout::Artifact, &module).await;
     let directory = world.folder("engine", User::Tests, 0o711);
     let resolver = resolver(directory);
     let request = || ModuleRequest::new(pull.url.parse().expect("a URL"));
