@@ -5,6 +5,8 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use http::Method;
+use http::header::{ACCEPT, HeaderValue};
 use tokio_util::task::TaskTracker;
 use wasmferry::app::resolve_config;
 use wasmferry::clock::Clock;
@@ -20,7 +22,7 @@ use crate::module::{self, MIX};
 use crate::support::agent;
 use crate::support::client;
 use crate::support::process::Program;
-use crate::support::registry::{Access, Layout, Registry};
+use crate::support::registry::{self, Access, Layout, Registry};
 use crate::support::world::{User, World};
 use crate::table::{Report, Samples};
 
@@ -39,10 +41,7 @@ pub async fn bench(report: &mut Report) {
     let world = World::new();
     let registry = Registry::start(&world, Access::Anonymous).await;
     let mut filters = Filters::start(&world).await;
-    report.table(
-        &format!("Cold pull ({MIX})"),
-        &["wasmferry prefetch", "a running agent", "skopeo copy", "curl of the blob"],
-    );
+    report.table("Cold pull", &["wasmferry prefetch", "a running agent", "skopeo copy", "curl of the blob"]);
     for (mebibytes, layout, rounds) in CASES {
         let mut module = module::module(mebibytes << 20);
         let mut took: [Samples; 4] = Default::default();
@@ -71,6 +70,7 @@ pub async fn bench(report: &mut Report) {
             report.goal("agent to skopeo", format!("{by_agent:.2} times"), by_agent, 1.0, 1.0);
         }
     }
+    println!("  The modules: {MIX}. skopeo and curl do not sync what they write; curl verifies nothing.");
     second_request(report, &world, &registry, &mut filters).await;
 }
 
@@ -93,7 +93,10 @@ impl Pull<'_> {
         module: &[u8],
     ) -> Pull<'a> {
         let digest = registry.publish("bench", tag, layout, module).await;
-        let manifest = client::get(registry.address(), &format!("/v2/bench/manifests/{digest}")).await;
+        let path = format!("/v2/bench/manifests/{digest}");
+        let mut request = client::request(Method::GET, &path, "");
+        request.headers_mut().insert(ACCEPT, HeaderValue::from_static(registry::OCI_MANIFEST));
+        let manifest = client::send(registry.address(), request).await;
         let manifest: serde_json::Value =
             serde_json::from_slice(&manifest.expect("the registry").body).expect("a manifest");
         let layer = manifest["layers"][0]["digest"].as_str().expect("a layer");
