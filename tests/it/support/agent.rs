@@ -201,11 +201,17 @@ pub async fn command(
     program.run(world).await
 }
 
+/// The program under test: what cargo has built beside the tests, or what `WASMFERRY` names, such as the
+/// static binary.
+pub fn binary() -> PathBuf {
+    std::env::var_os("WASMFERRY").unwrap_or_else(|| env!("CARGO_BIN_EXE_wasmferry").into()).into()
+}
+
 fn program(world: &World, name: &str, args: impl IntoIterator<Item = OsString>) -> Program {
     let home = world.folder("home", User::Agent, 0o700);
     Program {
         name: name.into(),
-        path: env!("CARGO_BIN_EXE_wasmferry").into(),
+        path: binary(),
         user: User::Agent,
         args: args.into_iter().collect(),
         env: vec![("HOME".into(), home.display().to_string())],
