@@ -186,12 +186,12 @@ impl App {
         mut reloads: impl AsyncFnMut() -> Result<Config, ConfigError>,
         stop: impl Future<Output = &'static str>,
     ) -> bool {
+        // Apart from all others: health is to be seen while they drain.
+        let (operators, operators_end) = (TaskTracker::new(), CancellationToken::new());
         for (bound, face) in std::mem::take(&mut self.admin) {
             tracing::info!(address = %bound.address, ?face, "listening for operators");
-            let (shown, clock, tracker) = (self.shown.clone(), self.clock.clone(), self.tracker.clone());
-            // Health is to be seen while the agent drains.
-            let until = self.shared.shutdown.child_token();
-            self.tracker.spawn(admin::serve(bound, face, shown, clock, tracker, until));
+            let (shown, clock, until) = (self.shown.clone(), self.clock.clone(), operators_end.clone());
+            operators.spawn(admin::serve(bound, face, shown, clock, operators.clone(), until));
         }
         for bound in std::mem::take(&mut self.listeners) {
             tracing::info!(address = %bound.address, "listening for Envoys");
@@ -216,12 +216,14 @@ impl App {
         };
         self.readiness.draining();
         tracing::info!(reason, "draining");
-        let drained =
-            drain(&self.shared.shutdown, &self.tracker, &self.clock, self.config.shutdown.timeout).await;
+        let timeout = self.config.shutdown.timeout;
+        let drained = drain(&self.shared.shutdown, &self.tracker, &self.clock, timeout).await;
         if !drained {
             let left = self.tracker.len();
             tracing::warn!(left, "shutdown.timeout has passed; what still runs is cut off");
         }
+        // These end as soon as they are told.
+        drain(&operators_end, &operators, &self.clock, timeout).await;
         tracing::info!("stopped");
         drained
     }
