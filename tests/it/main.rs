@@ -4,10 +4,12 @@
 //! `make tools` gets the real parts, `make test` does that and runs everything. Run as root, agent and
 //! Envoy are two different unprivileged users in every test, so that modes and groups are tested too.
 
+mod agent_config;
 mod fallback;
 mod filters;
 mod harness;
 mod image;
+mod metrics;
 mod restart;
 mod standalone;
 mod support;
