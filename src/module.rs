@@ -9,7 +9,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use oci_client::Reference;
-use url::Url;
+use url::{Host, Url};
 
 use crate::digest::{ExpectedDigest, PayloadDigest, SourceDigest};
 use crate::secret::Secret;
@@ -152,6 +152,19 @@ impl fmt::Debug for ModuleUrl {
     }
 }
 
+/// Whether a server, `HOST[:PORT]`, is this machine by its name or address: what is spoken to without
+/// TLS unless somebody says otherwise, as docker and crane do it.
+pub fn is_loopback(server: &str) -> bool {
+    // As the URL is read that is connected to, so that no spelling is one thing here and another there.
+    let url = Url::parse(&format!("https://{server}/"));
+    match url.as_ref().map(Url::host) {
+        Ok(Some(Host::Domain(name))) => name == "localhost",
+        Ok(Some(Host::Ipv4(address))) => address.is_loopback(),
+        Ok(Some(Host::Ipv6(address))) => address.is_loopback(),
+        Ok(None) | Err(_) => false,
+    }
+}
+
 /// When a module that is in the store is looked for at its source again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum PullPolicy {
@@ -234,6 +247,25 @@ mod tests {
     fn a_url_without_a_scheme_is_oci() {
         assert_eq!(url("ghcr.io/a/b:v1"), url("oci://ghcr.io/a/b:v1"));
         assert_eq!(url("localhost:5000/a:v1").to_string(), "oci://localhost:5000/a:v1");
+    }
+
+    #[test]
+    fn only_this_machine_is_loopback() {
+        for server in ["localhost", "LOCALHOST:5000", "127.0.0.1:5000", "127.9.9.9", "[::1]:5000", "[::1]"] {
+            assert!(is_loopback(server), "{server}");
+        }
+        for server in [
+            "localhost.example",
+            "128.0.0.1:5000",
+            "0.0.0.0:80",
+            "[::2]:5000",
+            "ghcr.io",
+            "127.example",
+            "a/localhost",
+            "",
+        ] {
+            assert!(!is_loopback(server), "{server}");
+        }
     }
 
     #[test]

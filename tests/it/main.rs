@@ -5,11 +5,20 @@
 //! Envoy are two different unprivileged users in every test, so that modes and groups are tested too.
 
 mod agent_config;
+mod bad_sources;
+mod documents;
 mod fallback;
 mod filters;
 mod harness;
 mod image;
+mod listeners;
 mod metrics;
+mod policy;
+mod prefetch;
+mod push;
+mod relay;
 mod restart;
 mod standalone;
+mod store;
+mod structure;
 mod support;

@@ -118,6 +118,15 @@ impl Agent {
         agent
     }
 
+    /// Has this command start it from now on, by what follows its own arguments.
+    pub fn through(&mut self, command: &[&str]) {
+        let mut words = command.iter().map(OsString::from);
+        let path = words.next().expect("a command");
+        let own = std::mem::replace(&mut self.program.path, path.into());
+        let own = [own.into_os_string()].into_iter().chain(std::mem::take(&mut self.program.args));
+        self.program.args = words.chain(own).collect();
+    }
+
     /// Starts it, the same as before, and waits until it is ready.
     pub async fn resume(&mut self, world: &World) {
         let mut process = self.program.start(world);
@@ -192,14 +201,31 @@ impl Agent {
 
 /// Runs `wasmferry ARGS` as the agent's user, to its end.
 pub async fn wasmferry(world: &World, args: impl IntoIterator<Item = impl Into<OsString>>) -> Output {
-    program(world, "command", args.into_iter().map(Into::into)).run(world).await
+    command(world, args, &[]).await
+}
+
+/// The same with more in its environment.
+pub async fn command(
+    world: &World,
+    args: impl IntoIterator<Item = impl Into<OsString>>,
+    env: &[(&str, &str)],
+) -> Output {
+    let mut program = program(world, "command", args.into_iter().map(Into::into));
+    program.env.extend(env.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())));
+    program.run(world).await
+}
+
+/// The program under test: what cargo has built beside the tests, or what `WASMFERRY` names, such as the
+/// static binary.
+pub fn binary() -> PathBuf {
+    std::env::var_os("WASMFERRY").unwrap_or_else(|| env!("CARGO_BIN_EXE_wasmferry").into()).into()
 }
 
 fn program(world: &World, name: &str, args: impl IntoIterator<Item = OsString>) -> Program {
     let home = world.folder("home", User::Agent, 0o700);
     Program {
         name: name.into(),
-        path: env!("CARGO_BIN_EXE_wasmferry").into(),
+        path: binary(),
         user: User::Agent,
         args: args.into_iter().collect(),
         env: vec![("HOME".into(), home.display().to_string())],
