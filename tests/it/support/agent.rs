@@ -74,15 +74,11 @@ impl Agent {
 
     /// Makes its folders and its configuration, and starts nothing.
     pub fn prepare(world: &World, options: &Options) -> Agent {
-        let run = world.folder("run", User::Agent, 0o755);
-        let cache = world.folder("cache", User::Agent, 0o711);
-        let socket = run.join("xds.sock");
-        let admin = run.join("admin.sock");
-        let tcp = world.address();
-        let health = world.address();
         let Options { name, upstream, more, env } = options;
-        let yaml = format!(
-            "version: 1\n\
+        let mut agent = Agent::configured(world, name, |agent| {
+            let Agent { socket, tcp, health, admin, cache, .. } = agent;
+            format!(
+                "version: 1\n\
              listeners:\n\
              \x20 - {{address: \"unix:{socket}\", mode: \"0660\", group: \"{group}\"}}\n\
              \x20 - {{address: \"{tcp}\"}}\n\
@@ -92,16 +88,34 @@ impl Agent {
              health: {{listen: \"{health}\"}}\n\
              admin: {{listen: \"unix:{admin}\"}}\n\
              {more}",
-            socket = socket.display(),
-            group = envoy_group(),
-            cache = cache.display(),
-            admin = admin.display(),
-        );
-        let config = world.write(&format!("{name}.yaml"), yaml, User::Agent, 0o600);
+                socket = socket.display(),
+                group = envoy_group(),
+                cache = cache.display(),
+                admin = admin.display(),
+            )
+        });
+        agent.program.env.extend(env.iter().cloned());
+        agent
+    }
+
+    /// The same with a configuration that the test writes, given the agent's paths and addresses.
+    pub fn configured(world: &World, name: &str, yaml: impl FnOnce(&Agent) -> String) -> Agent {
+        let run = world.folder("run", User::Agent, 0o755);
+        let config = world.path().join(format!("{name}.yaml"));
         let mut program = program(world, name, ["run".into(), "--config".into(), config.clone().into()]);
         program.env.push(("RUST_LOG".into(), "wasmferry=debug".into()));
-        program.env.extend(env.iter().cloned());
-        Agent { program, process: None, socket, tcp, health, admin, cache, config }
+        let agent = Agent {
+            program,
+            process: None,
+            socket: run.join("xds.sock"),
+            tcp: world.address(),
+            health: world.address(),
+            admin: run.join("admin.sock"),
+            cache: world.folder("cache", User::Agent, 0o711),
+            config,
+        };
+        world.write(&format!("{name}.yaml"), yaml(&agent), User::Agent, 0o600);
+        agent
     }
 
     /// Has this command start it from now on, by what follows its own arguments.
