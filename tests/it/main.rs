@@ -4,6 +4,7 @@
 //! `make tools` gets the real parts, `make test` does that and runs everything. Run as root, agent and
 //! Envoy are two different unprivileged users in every test, so that modes and groups are tested too.
 
+mod flow;
 mod harness;
 mod image;
 mod listeners;
