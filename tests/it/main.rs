@@ -8,5 +8,6 @@ mod flow;
 mod harness;
 mod image;
 mod listeners;
+mod nacks;
 mod relay;
 mod support;
