@@ -1,7 +1,7 @@
 //! Where Envoys connect, and how the agent begins, changes and ends.
 
 use std::fs;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, chown};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 
@@ -52,7 +52,7 @@ async fn stream(connection: &mut Connection, control_plane: &mut ControlPlane) -
 
 #[tokio::test]
 async fn a_sockets_mode_and_group_are_the_configured_ones_whatever_the_umask() {
-    for (umask, mode) in [("0777", 0o660), ("0000", 0o600), ("0022", 0o666)] {
+    for (umask, mode) in [("0077", 0o660), ("0000", 0o600), ("0022", 0o666)] {
         let world = World::new();
         let control_plane = ControlPlane::tcp(world.address()).await;
         let mut agent = Agent::prepare(&world, &Options::upstream(control_plane.address()));
@@ -138,6 +138,9 @@ async fn a_dead_sockets_file_is_replaced() {
     let control_plane = ControlPlane::tcp(world.address()).await;
     let mut agent = Agent::prepare(&world, &Options::upstream(control_plane.address()));
     drop(UnixListener::bind(&agent.socket).unwrap());
+    if let Some((user, group, _)) = User::Agent.ids() {
+        chown(&agent.socket, Some(user), Some(group)).unwrap();
+    }
     agent.resume(&world).await;
     let _connection = Connection::open(&Xds::Unix(agent.socket.clone())).await;
 }
@@ -244,13 +247,21 @@ async fn a_signal_ends_every_stream_with_a_reason_and_the_agent_with_success() {
 }
 
 #[tokio::test]
-async fn what_does_not_end_is_cut_off_after_the_timeout() {
+async fn an_envoy_that_does_not_read_holds_up_the_end_no_longer_than_the_timeout() {
     let world = World::new();
     let mut control_plane = ControlPlane::tcp(world.address()).await;
-    let options = Options::upstream(control_plane.address()).with("shutdown: {timeout: 0s}");
+    let options = Options::upstream(control_plane.address()).with("shutdown: {timeout: 1s}");
     let mut agent = Agent::start(&world, &options).await;
     let mut connection = Connection::open(&Xds::Unix(agent.socket.clone())).await;
-    let _stream = stream(&mut connection, &mut control_plane).await;
+    let _stream = connection.stream(Protocol::Delta).await;
+    let upstream = control_plane.accept().await;
+    // Well-formed: 8000 times field 15, of 122 bytes.
+    upstream.respond(vec![0x7a; 124 * 8000]).await.unwrap();
+    eventually("a message that waits", async || {
+        let metrics = agent.health("/metrics").await.text();
+        (!metrics.contains("wasmferry_in_flight_bytes 0\n")).then_some(())
+    })
+    .await;
     assert_eq!(agent.process().terminate().await.code(), Some(0));
     assert_eq!(logged(&mut agent, "shutdown.timeout has passed").len(), 1);
     assert!(!agent.socket.exists());

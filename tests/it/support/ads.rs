@@ -9,12 +9,12 @@ use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Incoming;
 use hyper::client::conn::http2::{self, SendRequest};
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::mpsc;
-use tokio::task::AbortHandle;
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::{Code, Status};
 
 use super::control_plane::Protocol;
@@ -39,12 +39,19 @@ impl Default for Windows {
 /// An HTTP/2 connection. Closed when it is dropped, without a farewell.
 pub struct Connection {
     sender: SendRequest<Outgoing>,
-    task: AbortHandle,
+    _tasks: DropGuard,
 }
 
-impl Drop for Connection {
-    fn drop(&mut self) {
-        self.task.abort();
+/// Runs a connection's tasks until that is dropped.
+#[derive(Clone)]
+struct Tasks(CancellationToken);
+
+impl<F> hyper::rt::Executor<F> for Tasks
+where
+    F: Future<Output: Send> + Send + 'static,
+{
+    fn execute(&self, task: F) {
+        tokio::spawn(self.0.clone().run_until_cancelled_owned(task));
     }
 }
 
@@ -67,15 +74,17 @@ impl Connection {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let (sender, connection) = http2::Builder::new(TokioExecutor::new())
+        let token = CancellationToken::new();
+        let tasks = Tasks(token.clone());
+        let (sender, connection) = http2::Builder::new(tasks.clone())
             .initial_stream_window_size(windows.stream)
             .initial_connection_window_size(windows.connection)
             .handshake(TokioIo::new(stream))
             .await
             .map_err(io::Error::other)?;
         // Its own errors come back through its streams.
-        let task = tokio::spawn(async move { _ = connection.await }).abort_handle();
-        Ok(Connection { sender, task })
+        hyper::rt::Executor::execute(&tasks, connection);
+        Ok(Connection { sender, _tasks: token.drop_guard() })
     }
 
     /// Any request; what it sends is its body.
