@@ -38,7 +38,7 @@ pub enum InvalidUrl {
     Url(#[from] url::ParseError),
     #[error("a module URL must not hold a user name or password; use a pull secret")]
     Credentials,
-    #[error("a file URL needs an absolute path and no host, as in file:///dir/module.wasm")]
+    #[error("a file URL needs an absolute path of text and no host, as in file:///dir/module.wasm")]
     FilePath,
 }
 
@@ -65,7 +65,12 @@ impl FromStr for ModuleUrl {
             "file" => {
                 let url = Url::parse(text)?;
                 match url.to_file_path() {
-                    Ok(path) if url.host().is_none() && path.file_name().is_some() => {
+                    // Line breaks and the like would be printed with the path.
+                    Ok(path)
+                        if url.host().is_none()
+                            && path.file_name().is_some()
+                            && path.to_str().is_some_and(|text| !text.contains(char::is_control)) =>
+                    {
                         Ok(ModuleUrl::File(path))
                     }
                     _ => Err(InvalidUrl::FilePath),
@@ -104,6 +109,15 @@ impl ModuleUrl {
             ModuleUrl::Oci(reference) => format!("oci://{}", reference.whole()),
             ModuleUrl::Http(url) => url.as_str().to_owned(),
             ModuleUrl::File(path) => format!("file://{}", path.display()),
+        }
+    }
+
+    /// The host that it is fetched from; empty for a file.
+    pub fn host(&self) -> &str {
+        match self {
+            ModuleUrl::Oci(reference) => reference.registry(),
+            ModuleUrl::Http(url) => url.host_str().unwrap_or_default(),
+            ModuleUrl::File(_) => "",
         }
     }
 
@@ -197,7 +211,7 @@ pub struct ModuleRequest {
     /// when it changes.
     pub resource_version: Option<String>,
     pub secret: PullSecret,
-    /// The whole fetch's limit in time where the resource gives one.
+    /// How long the resource would wait for the module, where it says so.
     pub timeout: Option<Duration>,
 }
 
@@ -292,7 +306,16 @@ mod tests {
 
     #[test]
     fn bad_urls_are_refused() {
-        for text in ["", "ftp://h/x", "file://host/x", "file://", "oci://", "oci://h/UPPER:v1"] {
+        for text in [
+            "",
+            "ftp://h/x",
+            "file://host/x",
+            "file://",
+            "file:///a%0Aforged",
+            "file:///%ff",
+            "oci://",
+            "oci://h/UPPER:v1",
+        ] {
             assert!(text.parse::<ModuleUrl>().is_err(), "{text}");
         }
         assert_eq!(url("file:///a/b.wasm"), ModuleUrl::File("/a/b.wasm".into()));

@@ -218,3 +218,24 @@ impl Bar {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_invalid_url_is_named_without_what_may_be_secret_in_it() {
+        for source in [
+            "https://me:hunter2@h/x.wasm",
+            "https://me:hun?hunter2@h/x.wasm",
+            "me:hunter2@h/x",
+            "hunter2://h/x?",
+            "https://h:99999/x?sig=hunter2@",
+        ] {
+            let Err(error) = read_source(1, source, &PullSecret::None) else { panic!("{source} is read") };
+            assert!(!error.to_string().contains("hun"), "{error}");
+        }
+        let Err(error) = read_source(1, "ftp://h/x", &PullSecret::None) else { panic!("it is read") };
+        assert!(error.to_string().starts_with("ftp://h/x: "), "{error}");
+    }
+}

@@ -4,13 +4,13 @@
 
 mod error;
 mod flight;
+mod places;
 
 use std::io::{self, Read};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::task::TaskTracker;
 
 use crate::clock::Clock;
@@ -23,12 +23,14 @@ use crate::wasm::{self, Budgets, Limits, UnpackError};
 
 pub use self::error::ResolveError;
 use self::flight::Flights;
+use self::places::{Place, Places};
 
 /// How modules are fetched and checked. Can be replaced while the agent runs.
 #[derive(Clone)]
 pub struct ResolveConfig {
     pub fetcher: Fetcher,
-    /// The limit of a whole fetch where the request gives none.
+    /// The limit of a whole fetch. A request's own raises it and never lowers it: the fetch is
+    /// shared, and how long one of those who wait for it would is not for the others to suffer.
     pub timeout: Duration,
     pub limits: Limits,
     pub budgets: Budgets,
@@ -95,8 +97,7 @@ struct Inner {
     metrics: Metrics,
     questions: Flights<Question, Landed>,
     downloads: Flights<Download, Landed>,
-    /// Fetches at once.
-    places: Arc<Semaphore>,
+    places: Places,
     tracker: TaskTracker,
 }
 
@@ -109,7 +110,7 @@ struct Asked {
 }
 
 impl Resolver {
-    /// At most `concurrency` fetches run at once; their tasks are tracked by `tracker`.
+    /// At most `concurrency` fetches run at once from one host; their tasks are tracked by `tracker`.
     pub fn new(
         store: Store,
         config: ResolveConfig,
@@ -125,7 +126,7 @@ impl Resolver {
             metrics,
             questions: Flights::new(tracker.clone()),
             downloads: Flights::new(tracker.clone()),
-            places: Arc::new(Semaphore::new(concurrency.max(1))),
+            places: Places::new(concurrency),
             tracker,
         }))
     }
@@ -340,9 +341,9 @@ impl Inner {
     }
 
     /// A place among those who fetch at once.
-    async fn place(&self, asked: &Asked) -> Result<OwnedSemaphorePermit, ResolveError> {
-        let place = self.places.clone().acquire_owned().await;
-        place.map_err(|_| ResolveError::Shutdown { url: asked.request.url.to_string() })
+    async fn place(&self, asked: &Asked) -> Result<Place, ResolveError> {
+        let place = self.places.take(asked.request.url.host()).await;
+        place.ok_or_else(|| ResolveError::Shutdown { url: asked.request.url.to_string() })
     }
 
     async fn download(
@@ -351,7 +352,7 @@ impl Inner {
         located: Located,
         deadline: Instant,
         progress: &Arc<Progress>,
-        _place: OwnedSemaphorePermit,
+        _place: Place,
     ) -> Outcome {
         let request = &asked.request;
         let expected = manifest_is_expected(request, &located);
@@ -452,7 +453,7 @@ impl Inner {
 impl Asked {
     /// How long a fetch may take.
     fn limit(&self) -> Duration {
-        self.request.timeout.unwrap_or(self.config.timeout)
+        self.config.timeout.max(self.request.timeout.unwrap_or_default())
     }
 
     fn fetch_error(&self, source: FetchError) -> ResolveError {
