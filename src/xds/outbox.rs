@@ -17,6 +17,10 @@ use super::frame::Message;
 /// leaves the rest counted here.
 const PIECE: usize = 64 * 1024;
 
+/// What a message costs besides its bytes: its place in the queue and what it is allocated in. Without
+/// it, messages of no bytes could wait in any number.
+const ENTRY: usize = 128;
+
 /// More is queued for a peer than it may cost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the peer does not read: {queued} bytes wait for it, the limit is {limit}")]
@@ -28,7 +32,7 @@ pub struct Overflow {
 #[derive(Debug)]
 struct Queue {
     messages: VecDeque<Message>,
-    /// Payload bytes in `messages`.
+    /// What `messages` hold, an [`ENTRY`] for each among it.
     bytes: usize,
     limit: usize,
     end: Option<Option<HeaderMap>>,
@@ -45,7 +49,7 @@ pub struct Outbox(Arc<Mutex<Queue>>);
 #[derive(Debug)]
 pub struct OutboxBody(Arc<Mutex<Queue>>);
 
-/// A queue of at most `limit` payload bytes; a larger message is taken when it would be alone.
+/// A queue that holds at most `limit` bytes; a larger message is taken when it would be alone.
 pub fn outbox(limit: usize) -> (Outbox, OutboxBody) {
     let queue = Arc::new(Mutex::new(Queue {
         messages: VecDeque::new(),
@@ -66,7 +70,7 @@ impl Outbox {
     /// Queues a message.
     pub fn push(&self, message: Message) -> Result<(), Overflow> {
         let mut queue = lock(&self.0);
-        let queued = queue.bytes + message.bytes.len();
+        let queued = queue.bytes + ENTRY + message.bytes.len();
         if !queue.messages.is_empty() && queued > queue.limit {
             return Err(Overflow { queued, limit: queue.limit });
         }
@@ -91,7 +95,7 @@ impl Outbox {
         queue.end = Some(trailers);
     }
 
-    /// Payload bytes that wait.
+    /// Bytes that wait, with what the messages cost besides.
     pub fn queued(&self) -> usize {
         lock(&self.0).bytes
     }
@@ -129,6 +133,7 @@ impl Queue {
         self.bytes = self.bytes.saturating_sub(length);
         self.begun = !last;
         if last {
+            self.bytes = self.bytes.saturating_sub(ENTRY);
             self.messages.pop_front();
         }
         Some(piece)
@@ -195,16 +200,29 @@ mod tests {
 
     #[tokio::test]
     async fn a_peer_that_does_not_read_costs_no_more_than_the_limit() {
-        let (outbox, mut body) = outbox(100);
+        const LIMIT: usize = 2 * ENTRY + 100;
+        let (outbox, mut body) = outbox(LIMIT);
         outbox.push(message(1000)).expect("a message that is alone is always taken");
-        assert_eq!(outbox.push(message(1)), Err(Overflow { queued: 1001, limit: 100 }));
+        let queued = 1000 + 2 * ENTRY + 1;
+        assert_eq!(outbox.push(message(1)), Err(Overflow { queued, limit: LIMIT }));
         body.frame().await.unwrap().unwrap();
         outbox.push(message(60)).unwrap();
         outbox.push(message(40)).unwrap();
-        assert_eq!(outbox.push(message(1)), Err(Overflow { queued: 101, limit: 100 }));
-        assert_eq!(outbox.queued(), 100);
+        assert_eq!(outbox.push(message(0)), Err(Overflow { queued: LIMIT + ENTRY, limit: LIMIT }));
+        assert_eq!(outbox.queued(), LIMIT);
         outbox.abort(None);
         assert!(body.frame().now_or_never().expect("ended").is_none());
+    }
+
+    #[tokio::test]
+    async fn messages_without_bytes_count_too_and_leave_nothing_behind() {
+        let (outbox, mut body) = outbox(1000);
+        let taken = std::iter::repeat_with(|| outbox.push(message(0))).take_while(Result::is_ok).count();
+        assert_eq!(taken, 1000 / ENTRY);
+        for _ in 0..taken {
+            body.frame().await.unwrap().unwrap();
+        }
+        assert_eq!(outbox.queued(), 0);
     }
 
     #[tokio::test]
