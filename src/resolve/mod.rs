@@ -417,8 +417,7 @@ impl Inner {
         // The disk works while the module is checked.
         finished.start_sync();
         let payload = finished.payload();
-        // An HTTP or file source has no other digest than that of its bytes.
-        let source = body.body.source().unwrap_or_else(|| SourceDigest::from_bytes(*payload.as_bytes()));
+        let source = body.body.finish(&payload).map_err(|source| asked.fetch_error(source))?;
         if let Some(expected) = asked.request.expected
             && !expected.is_payload(&payload)
             && !source_is_expected
