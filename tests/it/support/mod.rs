@@ -15,6 +15,7 @@ pub mod gate;
 pub mod process;
 pub mod registry;
 pub mod resources;
+pub mod sockets;
 pub mod world;
 
 use std::time::{Duration, Instant};
