@@ -30,6 +30,9 @@ pub mod metrics;
 // Sockets that others connect to.
 pub mod listen;
 
+// Documents as trees that know their lines.
+pub mod yaml;
+
 // What is asked for, and what comes back.
 pub mod module;
 
