@@ -18,6 +18,9 @@ pub mod digest;
 // Text that must not be seen.
 pub mod secret;
 
+// An error in one line, with what caused it.
+pub mod causes;
+
 // Time, injected.
 pub mod clock;
 

@@ -9,7 +9,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use oci_client::Reference;
-use url::Url;
+use url::{Host, Url};
 
 use crate::digest::{ExpectedDigest, PayloadDigest, SourceDigest};
 use crate::secret::Secret;
@@ -38,7 +38,7 @@ pub enum InvalidUrl {
     Url(#[from] url::ParseError),
     #[error("a module URL must not hold a user name or password; use a pull secret")]
     Credentials,
-    #[error("a file URL needs an absolute path and no host, as in file:///dir/module.wasm")]
+    #[error("a file URL needs an absolute path of text and no host, as in file:///dir/module.wasm")]
     FilePath,
 }
 
@@ -65,7 +65,12 @@ impl FromStr for ModuleUrl {
             "file" => {
                 let url = Url::parse(text)?;
                 match url.to_file_path() {
-                    Ok(path) if url.host().is_none() && path.file_name().is_some() => {
+                    // Line breaks and the like would be printed with the path.
+                    Ok(path)
+                        if url.host().is_none()
+                            && path.file_name().is_some()
+                            && path.to_str().is_some_and(|text| !text.contains(char::is_control)) =>
+                    {
                         Ok(ModuleUrl::File(path))
                     }
                     _ => Err(InvalidUrl::FilePath),
@@ -104,6 +109,15 @@ impl ModuleUrl {
             ModuleUrl::Oci(reference) => format!("oci://{}", reference.whole()),
             ModuleUrl::Http(url) => url.as_str().to_owned(),
             ModuleUrl::File(path) => format!("file://{}", path.display()),
+        }
+    }
+
+    /// The host that it is fetched from; empty for a file.
+    pub fn host(&self) -> &str {
+        match self {
+            ModuleUrl::Oci(reference) => reference.registry(),
+            ModuleUrl::Http(url) => url.host_str().unwrap_or_default(),
+            ModuleUrl::File(_) => "",
         }
     }
 
@@ -152,6 +166,19 @@ impl fmt::Debug for ModuleUrl {
     }
 }
 
+/// Whether a server, `HOST[:PORT]`, is this machine by its name or address: what is spoken to without
+/// TLS unless somebody says otherwise, as docker and crane do it.
+pub fn is_loopback(server: &str) -> bool {
+    // As the URL is read that is connected to, so that no spelling is one thing here and another there.
+    let url = Url::parse(&format!("https://{server}/"));
+    match url.as_ref().map(Url::host) {
+        Ok(Some(Host::Domain(name))) => name == "localhost",
+        Ok(Some(Host::Ipv4(address))) => address.is_loopback(),
+        Ok(Some(Host::Ipv6(address))) => address.is_loopback(),
+        Ok(None) | Err(_) => false,
+    }
+}
+
 /// When a module that is in the store is looked for at its source again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum PullPolicy {
@@ -184,7 +211,7 @@ pub struct ModuleRequest {
     /// when it changes.
     pub resource_version: Option<String>,
     pub secret: PullSecret,
-    /// The whole fetch's limit in time where the resource gives one.
+    /// How long the resource would wait for the module, where it says so.
     pub timeout: Option<Duration>,
 }
 
@@ -237,6 +264,25 @@ mod tests {
     }
 
     #[test]
+    fn only_this_machine_is_loopback() {
+        for server in ["localhost", "LOCALHOST:5000", "127.0.0.1:5000", "127.9.9.9", "[::1]:5000", "[::1]"] {
+            assert!(is_loopback(server), "{server}");
+        }
+        for server in [
+            "localhost.example",
+            "128.0.0.1:5000",
+            "0.0.0.0:80",
+            "[::2]:5000",
+            "ghcr.io",
+            "127.example",
+            "a/localhost",
+            "",
+        ] {
+            assert!(!is_loopback(server), "{server}");
+        }
+    }
+
+    #[test]
     fn only_latest_and_no_tag_are_pulled_always() {
         let policy = |text: &str| url(text).default_policy();
         let digest = "0".repeat(64);
@@ -260,7 +306,16 @@ mod tests {
 
     #[test]
     fn bad_urls_are_refused() {
-        for text in ["", "ftp://h/x", "file://host/x", "file://", "oci://", "oci://h/UPPER:v1"] {
+        for text in [
+            "",
+            "ftp://h/x",
+            "file://host/x",
+            "file://",
+            "file:///a%0Aforged",
+            "file:///%ff",
+            "oci://",
+            "oci://h/UPPER:v1",
+        ] {
             assert!(text.parse::<ModuleUrl>().is_err(), "{text}");
         }
         assert_eq!(url("file:///a/b.wasm"), ModuleUrl::File("/a/b.wasm".into()));

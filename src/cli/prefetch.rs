@@ -41,8 +41,8 @@ struct Wanted {
 pub fn prefetch(args: &PrefetchArgs, config: &Config, environment: &Environment) -> Result<(), CliError> {
     let secret = docker_config(environment.docker_config.as_deref())?;
     let mut wanted = Vec::new();
-    for source in &args.sources {
-        wanted.extend(read_source(source, &secret)?);
+    for (index, source) in args.sources.iter().enumerate() {
+        wanted.extend(read_source(index + 1, source, &secret)?);
     }
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(CliError::Runtime)?;
@@ -66,8 +66,8 @@ pub fn docker_config(path: Option<&Path>) -> Result<PullSecret, CliError> {
     Ok(PullSecret::DockerConfig(Secret::new(text)))
 }
 
-/// The modules that a source names: itself, or those of a file of plugins.
-fn read_source(source: &str, secret: &PullSecret) -> Result<Vec<Wanted>, CliError> {
+/// The modules that the `number`th source names: itself, or those of a file of plugins.
+fn read_source(number: usize, source: &str, secret: &PullSecret) -> Result<Vec<Wanted>, CliError> {
     let path = PathBuf::from(source);
     let extension = path.extension().and_then(|extension| extension.to_str());
     if !source.contains("://") && matches!(extension, Some("yaml" | "yml" | "json")) {
@@ -83,9 +83,13 @@ fn read_source(source: &str, secret: &PullSecret) -> Result<Vec<Wanted>, CliErro
         return Ok(wanted.collect());
     }
     let url: ModuleUrl = source.parse().map_err(|error| {
-        // An invalid URL may be one because of what is secret in it.
-        let shown = source.split(['?', '@']).next().unwrap_or_default();
-        CliError::Usage(format!("{shown}: {error}"))
+        // An invalid URL may be one because of what is secret in it: a password stands before an @, a
+        // signature behind a ?.
+        if source.contains(['?', '@']) {
+            return CliError::Usage(format!("source {number}: {error}"));
+        }
+        let hint = if path.is_absolute() { "; a file is named as file:///DIR/FILE" } else { "" };
+        CliError::Usage(format!("{source}: {error}{hint}"))
     })?;
     // A query is not shown, and without one the user's own spelling is the best name.
     let shown = if source.contains('?') { url.to_string() } else { source.to_owned() };
@@ -212,5 +216,26 @@ impl Bar {
         if let Some(bar) = self.0 {
             bar.finish_and_clear();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_invalid_url_is_named_without_what_may_be_secret_in_it() {
+        for source in [
+            "https://me:hunter2@h/x.wasm",
+            "https://me:hun?hunter2@h/x.wasm",
+            "me:hunter2@h/x",
+            "hunter2://h/x?",
+            "https://h:99999/x?sig=hunter2@",
+        ] {
+            let Err(error) = read_source(1, source, &PullSecret::None) else { panic!("{source} is read") };
+            assert!(!error.to_string().contains("hun"), "{error}");
+        }
+        let Err(error) = read_source(1, "ftp://h/x", &PullSecret::None) else { panic!("it is read") };
+        assert!(error.to_string().starts_with("ftp://h/x: "), "{error}");
     }
 }

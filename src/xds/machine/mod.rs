@@ -31,11 +31,15 @@ pub struct Settings {
     pub hold: Duration,
     /// The first pause after a failed fetch; doubled for each further one.
     pub retry_first: Duration,
-    /// The longest pause, and the only one after a permanent fault.
+    /// The longest pause, and the one after a permanent fault. Each is cut short at random, by half
+    /// at most.
     pub retry_cap: Duration,
     /// How long the control plane waits for Envoy's verdict at the most.
     pub answer_after: Duration,
 }
+
+/// The name that asks for all resources of a type.
+pub const WILDCARD: &str = "*";
 
 impl Default for Settings {
     fn default() -> Self {
@@ -48,6 +52,10 @@ impl Default for Settings {
     }
 }
 
+/// How Envoy's unified mux rejects a state of the world that lacks a name which an earlier one had,
+/// on an earlier stream too. It says so once for each such name, whatever else there is.
+const MISSING: &str = "Unexpected number of resources in ExtensionConfigDS response: 0";
+
 /// What Envoy says about one intercepted type.
 #[derive(Debug, Clone, Default)]
 pub struct EnvoyRequest {
@@ -56,6 +64,8 @@ pub struct EnvoyRequest {
     /// Why Envoy rejected that response.
     pub error: Option<String>,
     pub names: Names,
+    /// State of the world, first request of a stream: Envoy has a version from an earlier one.
+    pub resumes: bool,
 }
 
 /// What a request says about the subscription.
@@ -166,6 +176,11 @@ pub struct Machine {
     envoy: Envoy,
     control: Control,
     generations: u64,
+    /// Until when the first response waits for what is on its way, so that nothing is missing which
+    /// Envoy has from an earlier stream.
+    resuming: Option<Instant>,
+    /// How often in a row Envoy has missed something.
+    missed: usize,
     jitter: Jitter,
     actions: Vec<Action>,
 }
@@ -179,6 +194,8 @@ impl Machine {
             envoy: Envoy::new(variant),
             control: Control::new(variant),
             generations: 0,
+            resuming: None,
+            missed: 0,
             jitter: Jitter(seed | 1),
             actions: Vec::new(),
         }
@@ -202,6 +219,12 @@ impl Machine {
         for name in &change.dropped {
             self.slots.remove(name);
         }
+        if change.first && request.resumes {
+            self.resuming = Some(now + self.settings.hold);
+        }
+        if change.dropped.contains(WILDCARD) {
+            self.slots.retain(|name, _| self.envoy.wants(name));
+        }
         for name in &change.held {
             self.slots.entry(name.clone()).or_default().envoy_holds = true;
         }
@@ -220,22 +243,34 @@ impl Machine {
     /// The control plane sent a response.
     pub fn on_control(&mut self, response: ControlResponse, now: Instant) {
         self.answer();
+        let mut malformed = response.malformed;
         let mut immediate = BTreeSet::new();
+        let mut seen = BTreeMap::new();
         for offer in response.offers {
-            if !self.envoy.wants(&offer.name) {
-                continue;
-            }
             let name = offer.name.clone();
-            if self.offered(offer, now) {
-                immediate.insert(name);
+            match seen.insert(name.clone(), offer.source) {
+                Some(first) if first != offer.source => {
+                    seen.insert(name.clone(), first);
+                    malformed.push((name, "it comes twice, and not the same".to_owned()));
+                }
+                _ if !self.envoy.wants(&name) => {}
+                _ => {
+                    if self.offered(offer, now) {
+                        immediate.insert(name);
+                    }
+                }
             }
         }
         for name in response.removed {
+            if seen.contains_key(&name) {
+                malformed.push((name, "the response that brings it also removes it".to_owned()));
+                continue;
+            }
             self.slots.remove(&name);
             self.envoy.remove(name);
         }
         let mut error = None;
-        for (name, reason) in response.malformed {
+        for (name, reason) in malformed {
             let text = error.get_or_insert_with(String::new);
             if !text.is_empty() {
                 text.push_str("; ");
@@ -277,7 +312,7 @@ impl Machine {
     /// When [`Machine::tick`] has something to do.
     pub fn deadline(&self) -> Option<Instant> {
         let slots = self.slots.values().filter_map(Slot::deadline);
-        slots.chain(self.control.deadline()).min()
+        slots.chain(self.control.deadline()).chain(self.resuming).min()
     }
 
     /// Does what is due.
@@ -285,6 +320,7 @@ impl Machine {
         if self.control.deadline().is_some_and(|deadline| deadline <= now) {
             self.answer();
         }
+        self.resuming = self.resuming.filter(|until| *until > now);
         for (name, slot) in &mut self.slots {
             if let Some(request) = slot.retry_due(now) {
                 let (name, generation) = (name.clone(), slot.generation);
@@ -301,6 +337,11 @@ impl Machine {
         self.slots.iter().map(|(name, slot)| (name.as_str(), slot))
     }
 
+    /// The names that Envoy asks for.
+    pub fn subscribed(&self) -> &BTreeSet<String> {
+        self.envoy.subscribed()
+    }
+
     /// Whether a response waits for Envoy's answer.
     pub fn awaits_envoy(&self) -> bool {
         self.envoy.outstanding().is_some()
@@ -311,9 +352,9 @@ impl Machine {
         let name = offer.name.clone();
         let slot = self.slots.entry(name.clone()).or_default();
         if !slot.is_news(&offer) {
-            // Control planes resend what has not changed; it restarts nothing. A bare heartbeat
-            // becomes a full resend.
-            if offer.is_heartbeat() {
+            // Control planes resend what has not changed; it restarts nothing. What extends a TTL,
+            // be it a bare heartbeat, becomes a full resend.
+            if offer.extends_ttl() {
                 self.envoy.force(&name);
             }
             return false;
@@ -333,7 +374,7 @@ impl Machine {
                 }
                 Err(invalid) => Failure {
                     message: invalid.to_string(),
-                    label: "invalid_request",
+                    label: invalid.label(),
                     permanent: true,
                     retry_after: None,
                 },
@@ -346,13 +387,10 @@ impl Machine {
     fn failed(&mut self, name: &str, failure: Failure, now: Instant) {
         let Some(slot) = self.slots.get_mut(name) else { return };
         let attempts = slot.failing.as_ref().map_or(0, |failing| failing.attempts);
-        let pause = if failure.permanent {
-            self.settings.retry_cap
-        } else {
-            let doubled = self.settings.retry_first.saturating_mul(1 << attempts.min(16));
-            let pause = self.jitter.spread(doubled.min(self.settings.retry_cap));
-            pause.max(failure.retry_after.unwrap_or_default())
-        };
+        let doubled = self.settings.retry_first.saturating_mul(1 << attempts.min(16));
+        let cap = self.settings.retry_cap;
+        let pause = self.jitter.spread(if failure.permanent { cap } else { doubled.min(cap) });
+        let pause = pause.max(failure.retry_after.unwrap_or_default());
         let retry_in = slot.fails(failure.clone(), pause, now);
         let serving = slot.serving();
         let name = name.to_owned();
@@ -360,6 +398,7 @@ impl Machine {
     }
 
     fn accepted(&mut self, sent: &envoy::Sent) {
+        (self.resuming, self.missed) = (None, 0);
         for (name, hash) in &sent.carried {
             if let Some(slot) = self.slots.get_mut(name) {
                 slot.accepted(*hash);
@@ -368,6 +407,15 @@ impl Machine {
     }
 
     fn rejected(&mut self, sent: &envoy::Sent, reason: &str) {
+        if reason.contains(MISSING) && self.missed < self.envoy.subscribed().len() {
+            self.missed += 1;
+            for (name, _) in &sent.changed {
+                if let Some(slot) = self.slots.get_mut(name) {
+                    slot.unjudged();
+                }
+            }
+            return;
+        }
         let names: Vec<_> = sent.changed.iter().map(|(name, _)| name.clone()).collect();
         // Envoy's text names no resource: one that came alone is the culprit, several are suspects
         // and are tried one by one.
@@ -398,6 +446,9 @@ impl Machine {
     /// together in the next, so nothing queues up behind an Envoy that is slow to answer.
     fn flush(&mut self, _now: Instant) {
         if self.envoy.outstanding().is_some() {
+            return;
+        }
+        if self.resuming.is_some() && self.slots.values().any(Slot::is_on_its_way) {
             return;
         }
         if let Some(response) = self.envoy.respond(&mut self.slots) {
