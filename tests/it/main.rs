@@ -5,6 +5,7 @@
 //! Envoy are two different unprivileged users in every test, so that modes and groups are tested too.
 
 mod bad_sources;
+mod commands;
 mod harness;
 mod image;
 mod policy;
