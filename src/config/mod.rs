@@ -15,7 +15,7 @@
 //! | `registries.HOST.plain_http` | false | |
 //! | `fetch.timeout` | 2m | 1s to 1h |
 //! | `fetch.progress_timeout` | 30s | 1s to 1h |
-//! | `fetch.concurrency` | 4 | 1 to 64 |
+//! | `fetch.concurrency` | 4 | 1 to 64, for each server; for `prefetch` in all |
 //! | `fetch.hold` | 5s | 0s to 1h |
 //! | `blocked_cidrs` | none | |
 //! | `realms` | none | `HOST` or `HOST:PORT` |

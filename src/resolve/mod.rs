@@ -4,13 +4,14 @@
 
 mod error;
 mod flight;
+mod places;
 
 use std::io::{self, Read};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::task::TaskTracker;
 
 use crate::clock::Clock;
@@ -23,6 +24,7 @@ use crate::wasm::{self, Budgets, Limits, UnpackError};
 
 pub use self::error::ResolveError;
 use self::flight::Flights;
+use self::places::Places;
 
 /// How modules are fetched and checked. Can be replaced while the agent runs.
 #[derive(Clone)]
@@ -95,8 +97,7 @@ struct Inner {
     metrics: Metrics,
     questions: Flights<Question, Landed>,
     downloads: Flights<Download, Landed>,
-    /// Fetches at once.
-    places: Arc<Semaphore>,
+    places: Places,
     tracker: TaskTracker,
 }
 
@@ -109,7 +110,7 @@ struct Asked {
 }
 
 impl Resolver {
-    /// At most `concurrency` fetches run at once; their tasks are tracked by `tracker`.
+    /// At most `concurrency` fetches from one server run at once; their tasks are tracked by `tracker`.
     pub fn new(
         store: Store,
         config: ResolveConfig,
@@ -125,7 +126,7 @@ impl Resolver {
             metrics,
             questions: Flights::new(tracker.clone()),
             downloads: Flights::new(tracker.clone()),
-            places: Arc::new(Semaphore::new(concurrency.max(1))),
+            places: Places::new(concurrency),
             tracker,
         }))
     }
@@ -154,7 +155,7 @@ impl Resolver {
             Some(identity) => Audience::Private(self.0.store.fingerprint(&identity)),
         };
         let question = Question {
-            audience: audience.clone(),
+            audience,
             source: source_key(&request),
             policy: request.policy,
             version: (request.policy == PullPolicy::Always)
@@ -315,7 +316,7 @@ impl Inner {
                 break module;
             }
             let download = Download {
-                audience: asked.audience.clone(),
+                audience: asked.audience,
                 url: request.url.canonical(),
                 manifest,
                 payload: request.expected.filter(|_| !expected),
@@ -339,9 +340,9 @@ impl Inner {
         .map_err(Arc::new)
     }
 
-    /// A place among those who fetch at once.
+    /// A place among those who fetch from the same server.
     async fn place(&self, asked: &Asked) -> Result<OwnedSemaphorePermit, ResolveError> {
-        let place = self.places.clone().acquire_owned().await;
+        let place = self.places.of(asked.request.url.server()).acquire_owned().await;
         place.map_err(|_| ResolveError::Shutdown { url: asked.request.url.to_string() })
     }
 

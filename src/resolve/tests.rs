@@ -29,7 +29,7 @@ const MODULES: [&[u8]; 2] = [
     include_bytes!("../../fixtures/modules/add-header-v2.wasm"),
 ];
 
-/// Blobs wait while it is closed.
+/// Blobs of `slow` wait while it is closed.
 #[derive(Clone)]
 struct Shop {
     goods: Arc<Mutex<BTreeMap<String, Bytes>>>,
@@ -71,7 +71,7 @@ impl Shop {
 
     async fn answer(self, path: String) -> Response<Full<Bytes>> {
         self.asked.send_modify(|asked| asked.push(path.clone()));
-        if path.contains("/blobs/") {
+        if path.contains("/slow/blobs/") {
             self.open.subscribe().wait_for(|open| *open).await.unwrap();
         }
         let found = self.goods.lock().unwrap().get(&path).cloned();
@@ -219,13 +219,13 @@ async fn a_version_is_recorded_only_when_its_pull_has_succeeded() {
 #[tokio::test]
 async fn questions_that_differ_share_the_download_that_they_come_to() {
     let place = Place::new(2).await;
-    let manifest = place.shop.offer("a:t", MODULES[0]);
+    let manifest = place.shop.offer("slow:t", MODULES[0]);
     place.shop.open.send_replace(false);
     let expecting = ExpectedDigest::from_bytes(*manifest.as_bytes());
     let mut asking: Vec<_> =
-        (0..5).map(|version| place.ask(place.always("a:t", &version.to_string()))).collect();
-    asking.push(place.ask(place.request("a:t")));
-    asking.push(place.ask(ModuleRequest { expected: Some(expecting), ..place.request("a:t") }));
+        (0..5).map(|version| place.ask(place.always("slow:t", &version.to_string()))).collect();
+    asking.push(place.ask(place.request("slow:t")));
+    asking.push(place.ask(ModuleRequest { expected: Some(expecting), ..place.request("slow:t") }));
     // Each asks for itself what there is: all of them, though only two may fetch at once.
     place.shop.was_asked(7, 1).await;
     place.shop.open.send_replace(true);
@@ -238,12 +238,12 @@ async fn questions_that_differ_share_the_download_that_they_come_to() {
 #[tokio::test]
 async fn who_expects_another_payload_does_not_share_the_outcome_of_who_expects_none() {
     let place = Place::new(4).await;
-    place.shop.offer("a:t", MODULES[0]);
+    place.shop.offer("slow:t", MODULES[0]);
     place.shop.open.send_replace(false);
     let other = ExpectedDigest::from_bytes(*PayloadDigest::of(MODULES[1]).as_bytes());
-    let wrong = place.ask(ModuleRequest { expected: Some(other), ..place.request("a:t") });
+    let wrong = place.ask(ModuleRequest { expected: Some(other), ..place.request("slow:t") });
     place.shop.was_asked(1, 1).await;
-    let right = place.ask(place.request("a:t"));
+    let right = place.ask(place.request("slow:t"));
     place.shop.was_asked(2, 2).await;
     place.shop.open.send_replace(true);
     assert_eq!(label(wrong.await.unwrap()), "digest_mismatch");
@@ -260,10 +260,11 @@ async fn who_waits_for_another_s_download_leaves_their_place_to_others() {
     let second = place.ask(place.always("slow:t", "2"));
     place.shop.was_asked(2, 1).await;
     // One place is taken by the download that stands still; the other one is free.
-    let file = place.folder.path().join("module.wasm");
-    std::fs::write(&file, MODULES[1]).unwrap();
-    let other = ModuleRequest::new(format!("file://{}", file.display()).parse().unwrap());
-    assert_eq!(payload(&place.resolver.resolve(other).await), PayloadDigest::of(MODULES[1]));
+    place.shop.offer("quick:t", MODULES[1]);
+    assert_eq!(
+        payload(&place.resolver.resolve(place.request("quick:t")).await),
+        PayloadDigest::of(MODULES[1])
+    );
     place.shop.open.send_replace(true);
     for outcome in [first, second] {
         assert_eq!(payload(&outcome.await.unwrap()), PayloadDigest::of(MODULES[0]));
@@ -271,16 +272,34 @@ async fn who_waits_for_another_s_download_leaves_their_place_to_others() {
 }
 
 #[tokio::test]
+async fn a_server_that_stands_still_delays_no_module_of_another() {
+    let (place, other) = (Place::new(1).await, Place::new(1).await);
+    place.shop.offer("slow:t", MODULES[0]);
+    other.shop.offer("quick:t", MODULES[1]);
+    place.shop.open.send_replace(false);
+    let slow = place.ask(place.request("slow:t"));
+    place.shop.was_asked(1, 1).await;
+    // Its only place is taken.
+    let waiting = place.ask(place.request("absent:t"));
+    let quick = place.resolver.resolve(other.request("quick:t")).await;
+    assert_eq!(payload(&quick), PayloadDigest::of(MODULES[1]));
+    assert_eq!((place.shop.asked(), other.shop.asked()), ((1, 1), (1, 1)));
+    place.shop.open.send_replace(true);
+    assert_eq!(payload(&slow.await.unwrap()), PayloadDigest::of(MODULES[0]));
+    assert_eq!(label(waiting.await.unwrap()), "not_found");
+}
+
+#[tokio::test]
 async fn the_short_limit_of_who_asked_first_fails_nobody_who_has_more_time() {
     let place = Place::new(4).await;
-    place.shop.offer("a:t", MODULES[0]);
+    place.shop.offer("slow:t", MODULES[0]);
     place.shop.open.send_replace(false);
-    let short = ModuleRequest { timeout: Some(Duration::from_secs(1)), ..place.always("a:t", "1") };
+    let short = ModuleRequest { timeout: Some(Duration::from_secs(1)), ..place.always("slow:t", "1") };
     let first = place.ask(short.clone());
     place.shop.was_asked(1, 1).await;
     // The same question, and another one that comes to the same download.
-    let same = place.ask(place.always("a:t", "1"));
-    let other = place.ask(place.always("a:t", "2"));
+    let same = place.ask(place.always("slow:t", "1"));
+    let other = place.ask(place.always("slow:t", "2"));
     place.shop.was_asked(2, 1).await;
     place.clock.advance(Duration::from_secs(2));
     assert_eq!(label(first.await.unwrap()), "timeout");
@@ -293,16 +312,16 @@ async fn the_short_limit_of_who_asked_first_fails_nobody_who_has_more_time() {
 #[tokio::test]
 async fn one_who_leaves_does_not_end_the_download() {
     let place = Place::new(4).await;
-    place.shop.offer("a:t", MODULES[0]);
+    place.shop.offer("slow:t", MODULES[0]);
     place.shop.open.send_replace(false);
-    let only = place.ask(place.request("a:t"));
+    let only = place.ask(place.request("slow:t"));
     place.shop.was_asked(1, 1).await;
     only.abort();
     assert!(only.await.unwrap_err().is_cancelled());
     place.shop.open.send_replace(true);
     place.tracker.close();
     place.tracker.wait().await;
-    assert!(place.resolver.resolve(place.request("a:t")).await.unwrap().cached);
+    assert!(place.resolver.resolve(place.request("slow:t")).await.unwrap().cached);
     assert_eq!(place.shop.asked(), (1, 1));
 }
 
