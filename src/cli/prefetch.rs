@@ -86,10 +86,11 @@ fn read_source(number: usize, source: &str, secret: &PullSecret) -> Result<Vec<W
     let url: ModuleUrl = source.parse().map_err(|error| {
         // An invalid URL may be one because of what is secret in it: a password stands before an @, a
         // signature behind a ?.
-        CliError::Usage(match source.contains(['?', '@']) {
-            true => format!("source {number}: {error}"),
-            false => format!("{source}: {error}"),
-        })
+        if source.contains(['?', '@']) {
+            return CliError::Usage(format!("source {number}: {error}"));
+        }
+        let hint = if path.is_absolute() { "; a file is named as file:///DIR/FILE" } else { "" };
+        CliError::Usage(format!("{source}: {error}{hint}"))
     })?;
     // A query is not shown, and without one the user's own spelling is the best name.
     let shown = if source.contains('?') { url.to_string() } else { source.to_owned() };
@@ -108,7 +109,7 @@ async fn fetch_all(wanted: Vec<Wanted>, config: &Config, output: Output) -> Resu
         // Whoever types a command may read what they name.
         resolve_config(config, FileAccess::Any, &clock),
         config.fetch.concurrency,
-        clock,
+        clock.clone(),
         metrics,
         tracker.clone(),
     );
@@ -117,7 +118,8 @@ async fn fetch_all(wanted: Vec<Wanted>, config: &Config, output: Output) -> Resu
     let places = Arc::new(Semaphore::new(config.fetch.concurrency));
     let mut fetches = JoinSet::new();
     for Wanted { url, request } in wanted {
-        let (resolver, bar, places) = (resolver.clone(), bars.add(&request.url), places.clone());
+        let (resolver, clock, places) = (resolver.clone(), clock.clone(), places.clone());
+        let bar = bars.add(&request.url);
         fetches.spawn(async move {
             let _place = places.acquire().await;
             let progress = Arc::new(Progress::default());
@@ -125,7 +127,7 @@ async fn fetch_all(wanted: Vec<Wanted>, config: &Config, output: Output) -> Resu
             let outcome = loop {
                 tokio::select! {
                     outcome = &mut fetch => break outcome,
-                    () = tokio::time::sleep(FRAME) => bar.follow(&progress),
+                    () = clock.sleep(FRAME) => bar.follow(&progress),
                 }
             };
             bar.finish();

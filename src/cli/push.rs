@@ -17,10 +17,11 @@ use oci_client::secrets::RegistryAuth;
 use super::CliError;
 use super::args::{self, PushArgs};
 use super::prefetch::docker_config;
+use crate::causes::with_causes;
 use crate::clock::Clock;
 use crate::config::Environment;
 use crate::digest::SourceDigest;
-use crate::fetch::{FetchConfig, Fetcher, WithCauses};
+use crate::fetch::{FetchConfig, Fetcher};
 use crate::module::{ModuleRequest, ModuleUrl, is_loopback};
 use crate::secret::Secret;
 
@@ -156,13 +157,13 @@ fn is_refusal(error: &OciDistributionError) -> bool {
 /// in their query.
 fn describe(error: OciDistributionError) -> String {
     match error {
-        OciDistributionError::RequestError(error) => WithCauses(&error.without_url()).to_string(),
+        OciDistributionError::RequestError(error) => with_causes(&error.without_url()),
         OciDistributionError::ServerError { code, .. } => format!("the registry answers {code}"),
         OciDistributionError::RegistryError { envelope, .. } => {
             let codes: Vec<_> = envelope.errors.iter().map(|error| format!("{:?}", error.code)).collect();
             format!("the registry refuses it: {}", codes.join(", "))
         }
-        other => WithCauses(&other).to_string(),
+        other => with_causes(&other),
     }
 }
 

@@ -202,18 +202,6 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     Some(Duration::from_secs(seconds.min(MAX)))
 }
 
-/// An error with all that caused it, in one line.
-#[derive(Debug, Clone, Copy)]
-pub struct WithCauses<'a>(pub &'a (dyn std::error::Error + 'static));
-
-impl fmt::Display for WithCauses<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.0)?;
-        let mut causes = std::iter::successors(self.0.source(), |error| error.source());
-        causes.try_for_each(|cause| write!(f, ": {cause}"))
-    }
-}
-
 /// The code in a registry's error answer, if it is one of those that the distribution specification
 /// lists. What else such an answer says is a stranger's text and is not repeated.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -40,7 +40,7 @@ use url::Url;
 
 pub use self::body::Body;
 pub use self::credential::Credential;
-pub use self::error::{FetchError, RegistryCode, WithCauses};
+pub use self::error::{FetchError, RegistryCode};
 pub use self::file::FileAccess;
 
 use self::address::AddressPolicy;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::{HeaderMap, Response, StatusCode};
+use http::{HeaderMap, StatusCode};
 use hyper::body::Incoming as HyperBody;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
 
 use super::budget::Budget;
-use super::frame::{FrameError, Incoming, Message, Messages};
+use super::frame::{FrameError, Incoming, Message, Messages, STALL_LIMIT};
 use super::intercept::{self, INTERCEPTED};
 use super::machine::{Action, Failure, Machine, Note, Settings, Variant};
 use super::outbox::{Outbox, OutboxBody, Overflow, outbox};
@@ -28,7 +28,7 @@ use crate::resolve::{ResolveError, Resolver};
 use crate::upstream::Upstream;
 use crate::upstream::directory::Snapshot;
 use crate::upstream::directory::serve;
-use crate::upstream::grpc::ControlPlane;
+use crate::upstream::grpc::{self, ControlPlane};
 
 /// The largest message that the control plane may send, in bytes.
 pub const CONTROL_PLANE_LIMIT: usize = 256 * 1024 * 1024;
@@ -67,9 +67,11 @@ enum End {
     Envoy,
     #[error("Envoy's stream broke: {0}")]
     FromEnvoy(FrameError),
+    #[error("Envoy reset the stream, or its connection ended")]
+    EnvoyGone,
     #[error("the control plane's stream broke: {0}")]
     FromControlPlane(FrameError),
-    #[error("cannot reach the control plane: {0}")]
+    #[error("{0}")]
     Unreachable(String),
     #[error("Envoy sent a malformed message: {0}")]
     MalformedRequest(WireError),
@@ -88,7 +90,7 @@ impl End {
         match self {
             End::ControlPlane(_) => "control_plane",
             End::Envoy => "envoy",
-            End::FromEnvoy(_) => "envoy_broken",
+            End::FromEnvoy(_) | End::EnvoyGone => "envoy_broken",
             End::FromControlPlane(_) => "control_plane_broken",
             End::Unreachable(_) => "control_plane_unreachable",
             End::MalformedRequest(_) => "malformed_request",
@@ -106,10 +108,15 @@ impl End {
                 return trailers.clone();
             }
             End::Envoy => Code::Ok,
-            End::MalformedRequest(_) | End::FromEnvoy(_) => Code::InvalidArgument,
-            End::MalformedResponse(_) => Code::Internal,
+            End::EnvoyGone => Code::Cancelled,
             End::EnvoyStalled(_) | End::ControlPlaneStalled(_) => Code::ResourceExhausted,
-            End::FromControlPlane(FrameError::TooLarge { .. }) => Code::ResourceExhausted,
+            End::FromEnvoy(error) | End::FromControlPlane(error)
+                if matches!(error, FrameError::TooLarge { .. } | FrameError::NoRoom { .. }) =>
+            {
+                Code::ResourceExhausted
+            }
+            End::MalformedRequest(_) | End::FromEnvoy(_) => Code::InvalidArgument,
+            End::MalformedResponse(_) | End::FromControlPlane(FrameError::Compressed) => Code::Internal,
             End::ControlPlane(_) | End::FromControlPlane(_) | End::Unreachable(_) | End::Shutdown => {
                 Code::Unavailable
             }
@@ -121,7 +128,7 @@ impl End {
     }
 }
 
-type Opening = Pin<Box<dyn Future<Output = Result<Response<tonic::body::Body>, String>> + Send>>;
+type Opening = Pin<Box<dyn Future<Output = Result<grpc::Stream, String>> + Send>>;
 
 /// The upstream side of a stream.
 enum Control {
@@ -135,7 +142,7 @@ enum Control {
 
 enum GrpcStream {
     Opening(Opening),
-    Open(Box<Messages<tonic::body::Body>>),
+    Open { messages: Box<Messages<tonic::body::Body>>, _connection: grpc::Connection },
 }
 
 /// What is needed to read a control plane's stream.
@@ -150,9 +157,10 @@ impl GrpcStream {
         loop {
             match self {
                 GrpcStream::Opening(opening) => {
-                    let response = opening.await.map_err(End::Unreachable)?;
+                    let grpc::Stream { response, connection } = opening.await.map_err(End::Unreachable)?;
                     if response.status() != StatusCode::OK {
-                        let reason = format!("it answered with HTTP status {}", response.status());
+                        let status = response.status();
+                        let reason = format!("the control plane answered with HTTP status {status}");
                         return Err(End::Unreachable(reason));
                     }
                     if response.headers().contains_key(Status::GRPC_STATUS) {
@@ -161,9 +169,9 @@ impl GrpcStream {
                     let body = response.into_body();
                     let (budget, clock) = (with.budget.clone(), with.clock.clone());
                     let messages = Messages::new(body, CONTROL_PLANE_LIMIT, budget, clock);
-                    *self = GrpcStream::Open(Box::new(messages));
+                    *self = GrpcStream::Open { messages: Box::new(messages), _connection: connection };
                 }
-                GrpcStream::Open(messages) => {
+                GrpcStream::Open { messages, .. } => {
                     return match messages.next().await.map_err(End::FromControlPlane)? {
                         Incoming::Message(message) => Ok(message),
                         Incoming::End(trailers) => Err(End::ControlPlane(trailers)),
@@ -192,7 +200,7 @@ impl Control {
     ) -> Self {
         match &shared.upstream {
             Upstream::Grpc(plane) => {
-                let (outbox, body) = outbox(limit);
+                let (outbox, body) = outbox(limit, &shared.budget);
                 let opening = ControlPlane::clone(plane).open(path, metadata, body);
                 let opening = async move { opening.await.map_err(|error| error.to_string()) };
                 Control::Grpc { outbox, stream: GrpcStream::Opening(Box::pin(opening)) }
@@ -276,7 +284,7 @@ pub fn start(
     body: HyperBody,
 ) -> (OutboxBody, impl Future<Output = ()> + Send + use<>) {
     let settings = shared.settings.borrow().clone();
-    let (to_envoy, envoy_body) = outbox(settings.queue_bytes);
+    let (to_envoy, envoy_body) = outbox(settings.queue_bytes, &shared.budget);
     let control = Control::open(shared, variant, path, metadata, settings.queue_bytes);
     let from_envoy = Messages::new(body, ENVOY_LIMIT, shared.budget.clone(), shared.clock.clone());
     let entry = shared.states.enter();
@@ -301,27 +309,41 @@ fn spread_seed(id: u64) -> u64 {
 }
 
 impl Session {
-    async fn run(mut self, mut from_envoy: Messages<HyperBody>, mut control: Control) {
+    async fn run(mut self, from_envoy: Messages<HyperBody>, control: Control) {
         self.shared.metrics.streams.inc();
-        let end = loop {
-            match self.step(&mut from_envoy, &mut control).await {
-                Ok(Step::On) => {}
-                Ok(Step::HalfClosed) => match control.half_close() {
-                    Ok(rest) => break self.read_out(rest).await,
-                    Err(end) => break end,
-                },
-                Err(end) => break end,
-            }
-        };
+        let end = self.serve(from_envoy, control).await;
         self.shared.metrics.streams.dec();
         self.shared.metrics.stream_ends.get_or_create(&result(end.label())).inc();
         tracing::info!(
             listener = &*self.listener, node = self.node_id, reason = %end, "stream ended"
         );
+        let Self { to_envoy, shared, entry, .. } = self;
+        drop(entry);
         match end {
             // What is queued may be what the peer does not read.
-            End::EnvoyStalled(_) | End::FromEnvoy(_) => self.to_envoy.abort(Some(end.trailers())),
-            end => self.to_envoy.finish(Some(end.trailers())),
+            End::EnvoyStalled(_) | End::FromEnvoy(_) => to_envoy.abort(Some(end.trailers())),
+            end => {
+                to_envoy.finish(Some(end.trailers()));
+                // Nor does what it leaves to an Envoy that stops reading now stay for ever.
+                let deadline = shared.clock.now() + STALL_LIMIT;
+                if shared.clock.timeout_at(deadline, to_envoy.gone()).await.is_err() {
+                    to_envoy.abort(None);
+                }
+            }
+        }
+    }
+
+    /// Serves the stream until it has an end to tell; what it had of the control plane is closed.
+    async fn serve(&mut self, mut from_envoy: Messages<HyperBody>, mut control: Control) -> End {
+        loop {
+            match self.step(&mut from_envoy, &mut control).await {
+                Ok(Step::On) => {}
+                Ok(Step::HalfClosed) => match control.half_close() {
+                    Ok(rest) => return self.read_out(rest).await,
+                    Err(end) => return end,
+                },
+                Err(end) => return end,
+            }
         }
     }
 
@@ -336,6 +358,7 @@ impl Session {
         let deadline = self.machine.deadline();
         tokio::select! {
             () = shared.shutdown.cancelled() => return Err(End::Shutdown),
+            () = self.to_envoy.gone() => return Err(End::EnvoyGone),
             incoming = from_envoy.next() => match incoming.map_err(End::FromEnvoy)? {
                 Incoming::Message(message) => self.on_envoy(message, control)?,
                 Incoming::End(_) => return Ok(Step::HalfClosed),
@@ -357,17 +380,17 @@ impl Session {
     /// Envoy has ended its side: passes on what the control plane still has to say.
     async fn read_out(&mut self, mut control: Control) -> End {
         let with = ReadWith { budget: self.shared.budget.clone(), clock: self.shared.clock.clone() };
-        let clock = self.shared.clock.clone();
-        let deadline = clock.now() + HALF_CLOSED_LIMIT;
+        let shared = self.shared.clone();
+        let deadline = shared.clock.now() + HALF_CLOSED_LIMIT;
         loop {
-            match clock.timeout_at(deadline, control.next(&with)).await {
-                Err(_) => return End::Envoy,
-                Ok(Err(end)) => return end,
-                Ok(Ok(message)) => {
-                    if let Err(end) = self.on_control(message) {
-                        return end;
-                    }
-                }
+            let message = tokio::select! {
+                () = shared.shutdown.cancelled() => return End::Shutdown,
+                () = self.to_envoy.gone() => return End::EnvoyGone,
+                () = shared.clock.sleep_until(deadline) => return End::Envoy,
+                message = control.next(&with) => message,
+            };
+            if let Err(end) = message.and_then(|message| self.on_control(message)) {
+                return end;
             }
         }
     }

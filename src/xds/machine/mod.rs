@@ -48,6 +48,10 @@ impl Default for Settings {
     }
 }
 
+/// How Envoy's unified mux rejects a state of the world that lacks a name which an earlier one had,
+/// on an earlier stream too. It says so once for each such name, whatever else there is.
+const MISSING: &str = "Unexpected number of resources in ExtensionConfigDS response: 0";
+
 /// What Envoy says about one intercepted type.
 #[derive(Debug, Clone, Default)]
 pub struct EnvoyRequest {
@@ -56,6 +60,8 @@ pub struct EnvoyRequest {
     /// Why Envoy rejected that response.
     pub error: Option<String>,
     pub names: Names,
+    /// State of the world, first request of a stream: Envoy has a version from an earlier one.
+    pub resumes: bool,
 }
 
 /// What a request says about the subscription.
@@ -166,6 +172,11 @@ pub struct Machine {
     envoy: Envoy,
     control: Control,
     generations: u64,
+    /// Until when the first response waits for what is on its way, so that nothing is missing which
+    /// Envoy has from an earlier stream.
+    resuming: Option<Instant>,
+    /// How often in a row Envoy has missed something.
+    missed: usize,
     jitter: Jitter,
     actions: Vec<Action>,
 }
@@ -179,6 +190,8 @@ impl Machine {
             envoy: Envoy::new(variant),
             control: Control::new(variant),
             generations: 0,
+            resuming: None,
+            missed: 0,
             jitter: Jitter(seed | 1),
             actions: Vec::new(),
         }
@@ -201,6 +214,9 @@ impl Machine {
         let change = self.envoy.subscribe(&request, !matches!(verdict, Verdict::None));
         for name in &change.dropped {
             self.slots.remove(name);
+        }
+        if change.first && request.resumes {
+            self.resuming = Some(now + self.settings.hold);
         }
         for name in &change.held {
             self.slots.entry(name.clone()).or_default().envoy_holds = true;
@@ -277,7 +293,7 @@ impl Machine {
     /// When [`Machine::tick`] has something to do.
     pub fn deadline(&self) -> Option<Instant> {
         let slots = self.slots.values().filter_map(Slot::deadline);
-        slots.chain(self.control.deadline()).min()
+        slots.chain(self.control.deadline()).chain(self.resuming).min()
     }
 
     /// Does what is due.
@@ -285,6 +301,7 @@ impl Machine {
         if self.control.deadline().is_some_and(|deadline| deadline <= now) {
             self.answer();
         }
+        self.resuming = self.resuming.filter(|until| *until > now);
         for (name, slot) in &mut self.slots {
             if let Some(request) = slot.retry_due(now) {
                 let (name, generation) = (name.clone(), slot.generation);
@@ -360,6 +377,7 @@ impl Machine {
     }
 
     fn accepted(&mut self, sent: &envoy::Sent) {
+        (self.resuming, self.missed) = (None, 0);
         for (name, hash) in &sent.carried {
             if let Some(slot) = self.slots.get_mut(name) {
                 slot.accepted(*hash);
@@ -368,6 +386,15 @@ impl Machine {
     }
 
     fn rejected(&mut self, sent: &envoy::Sent, reason: &str) {
+        if reason.contains(MISSING) && self.missed < self.envoy.subscribed().len() {
+            self.missed += 1;
+            for (name, _) in &sent.changed {
+                if let Some(slot) = self.slots.get_mut(name) {
+                    slot.unjudged();
+                }
+            }
+            return;
+        }
         let names: Vec<_> = sent.changed.iter().map(|(name, _)| name.clone()).collect();
         // Envoy's text names no resource: one that came alone is the culprit, several are suspects
         // and are tried one by one.
@@ -398,6 +425,9 @@ impl Machine {
     /// together in the next, so nothing queues up behind an Envoy that is slow to answer.
     fn flush(&mut self, _now: Instant) {
         if self.envoy.outstanding().is_some() {
+            return;
+        }
+        if self.resuming.is_some() && self.slots.values().any(Slot::is_on_its_way) {
             return;
         }
         if let Some(response) = self.envoy.respond(&mut self.slots) {

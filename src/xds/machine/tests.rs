@@ -1,6 +1,7 @@
 //! The machine against scripts, and against a model of Envoy (`model`).
 
 mod model;
+mod resume;
 
 use std::path::Path;
 
@@ -142,7 +143,8 @@ impl Bench {
                 Names::Change { subscribe: set(add), unsubscribe: set(drop), held: BTreeSet::new() }
             }
         };
-        let request = EnvoyRequest { nonce: nonce.to_owned(), error: error.map(str::to_owned), names };
+        let request =
+            EnvoyRequest { nonce: nonce.to_owned(), error: error.map(str::to_owned), names, resumes: false };
         self.machine.on_envoy(request, self.now);
         self.act();
     }

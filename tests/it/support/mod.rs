@@ -5,6 +5,7 @@
 // Shared by tests that each use a part of it.
 #![allow(dead_code)]
 
+pub mod ads;
 pub mod agent;
 pub mod bad_server;
 pub mod client;
@@ -13,10 +14,12 @@ pub mod ecds;
 pub mod envoy;
 pub mod fixtures;
 pub mod gate;
+pub mod mesh;
 pub mod process;
 pub mod pulls;
 pub mod registry;
 pub mod resources;
+pub mod traffic;
 pub mod world;
 
 use std::time::{Duration, Instant};
