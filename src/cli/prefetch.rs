@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use serde_json::json;
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::task::TaskTracker;
 
@@ -113,10 +114,14 @@ async fn fetch_all(wanted: Vec<Wanted>, config: &Config, output: Output) -> Resu
         tracker.clone(),
     );
     let bars = Bars::new(output == Output::Text && io::stderr().is_terminal());
+    // Of all servers together: whoever waits for this command wants it to leave others some bandwidth.
+    let places = Arc::new(Semaphore::new(config.fetch.concurrency));
     let mut fetches = JoinSet::new();
     for Wanted { url, request } in wanted {
-        let (resolver, clock, bar) = (resolver.clone(), clock.clone(), bars.add(&request.url));
+        let (resolver, clock, places) = (resolver.clone(), clock.clone(), places.clone());
+        let bar = bars.add(&request.url);
         fetches.spawn(async move {
+            let _place = places.acquire().await;
             let progress = Arc::new(Progress::default());
             let mut fetch = std::pin::pin!(resolver.resolve_watched(request, progress.clone()));
             let outcome = loop {

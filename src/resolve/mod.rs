@@ -110,7 +110,7 @@ struct Asked {
 }
 
 impl Resolver {
-    /// At most `concurrency` fetches run at once from one host; their tasks are tracked by `tracker`.
+    /// At most `concurrency` fetches from one server run at once; their tasks are tracked by `tracker`.
     pub fn new(
         store: Store,
         config: ResolveConfig,
@@ -155,7 +155,7 @@ impl Resolver {
             Some(identity) => Audience::Private(self.0.store.fingerprint(&identity)),
         };
         let question = Question {
-            audience: audience.clone(),
+            audience,
             source: source_key(&request),
             policy: request.policy,
             version: (request.policy == PullPolicy::Always)
@@ -316,7 +316,7 @@ impl Inner {
                 break module;
             }
             let download = Download {
-                audience: asked.audience.clone(),
+                audience: asked.audience,
                 url: request.url.canonical(),
                 manifest,
                 payload: request.expected.filter(|_| !expected),
@@ -340,9 +340,9 @@ impl Inner {
         .map_err(Arc::new)
     }
 
-    /// A place among those who fetch at once.
+    /// A place among those who fetch from the same server.
     async fn place(&self, asked: &Asked) -> Result<Place, ResolveError> {
-        let place = self.places.take(asked.request.url.host()).await;
+        let place = self.places.take(asked.request.url.server()).await;
         place.ok_or_else(|| ResolveError::Shutdown { url: asked.request.url.to_string() })
     }
 
@@ -477,3 +477,6 @@ impl Read for Counted<'_> {
         Ok(read)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,6 +6,7 @@
 
 mod agent_config;
 mod bad_sources;
+mod commands;
 mod documents;
 mod fallback;
 mod filters;
