@@ -114,7 +114,7 @@ async fn fetch_all(wanted: Vec<Wanted>, config: &Config, output: Output) -> Resu
         tracker.clone(),
     );
     let bars = Bars::new(output == Output::Text && io::stderr().is_terminal());
-    // Of all servers together: whoever waits for this command wants it to leave others some bandwidth.
+    // Of all hosts together, whose number is the user's.
     let places = Arc::new(Semaphore::new(config.fetch.concurrency));
     let mut fetches = JoinSet::new();
     for Wanted { url, request } in wanted {
@@ -221,5 +221,26 @@ impl Bar {
         if let Some(bar) = self.0 {
             bar.finish_and_clear();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_invalid_url_is_named_without_what_may_be_secret_in_it() {
+        for source in [
+            "https://me:hunter2@h/x.wasm",
+            "https://me:hun?hunter2@h/x.wasm",
+            "me:hunter2@h/x",
+            "hunter2://h/x?",
+            "https://h:99999/x?sig=hunter2@",
+        ] {
+            let Err(error) = read_source(1, source, &PullSecret::None) else { panic!("{source} is read") };
+            assert!(!error.to_string().contains("hun"), "{error}");
+        }
+        let Err(error) = read_source(1, "ftp://h/x", &PullSecret::None) else { panic!("it is read") };
+        assert!(error.to_string().starts_with("ftp://h/x: "), "{error}");
     }
 }

@@ -122,7 +122,7 @@ pub struct Fetch {
     pub timeout: Duration,
     /// Without a single byte.
     pub progress_timeout: Duration,
-    /// Downloads at once.
+    /// Downloads at once from one host.
     pub concurrency: usize,
     /// How long a resource whose fetch failed waits before its failure policy's filter is sent.
     pub hold: Duration,

@@ -11,7 +11,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::task::TaskTracker;
 
 use crate::clock::Clock;
@@ -24,13 +23,14 @@ use crate::wasm::{self, Budgets, Limits, UnpackError};
 
 pub use self::error::ResolveError;
 use self::flight::Flights;
-use self::places::Places;
+use self::places::{Place, Places};
 
 /// How modules are fetched and checked. Can be replaced while the agent runs.
 #[derive(Clone)]
 pub struct ResolveConfig {
     pub fetcher: Fetcher,
-    /// The limit of a whole fetch where the request gives none.
+    /// The limit of a whole fetch. A request's own raises it and never lowers it: the fetch is
+    /// shared, and how long one of those who wait for it would is not for the others to suffer.
     pub timeout: Duration,
     pub limits: Limits,
     pub budgets: Budgets,
@@ -110,7 +110,7 @@ struct Asked {
 }
 
 impl Resolver {
-    /// At most `concurrency` fetches from one server run at once; their tasks are tracked by `tracker`.
+    /// At most `concurrency` fetches run at once from one host; their tasks are tracked by `tracker`.
     pub fn new(
         store: Store,
         config: ResolveConfig,
@@ -155,7 +155,7 @@ impl Resolver {
             Some(identity) => Audience::Private(self.0.store.fingerprint(&identity)),
         };
         let question = Question {
-            audience,
+            audience: audience.clone(),
             source: source_key(&request),
             policy: request.policy,
             version: (request.policy == PullPolicy::Always)
@@ -316,7 +316,7 @@ impl Inner {
                 break module;
             }
             let download = Download {
-                audience: asked.audience,
+                audience: asked.audience.clone(),
                 url: request.url.canonical(),
                 manifest,
                 payload: request.expected.filter(|_| !expected),
@@ -340,10 +340,10 @@ impl Inner {
         .map_err(Arc::new)
     }
 
-    /// A place among those who fetch from the same server.
-    async fn place(&self, asked: &Asked) -> Result<OwnedSemaphorePermit, ResolveError> {
-        let place = self.places.of(asked.request.url.server()).acquire_owned().await;
-        place.map_err(|_| ResolveError::Shutdown { url: asked.request.url.to_string() })
+    /// A place among those who fetch at once.
+    async fn place(&self, asked: &Asked) -> Result<Place, ResolveError> {
+        let place = self.places.take(asked.request.url.host()).await;
+        place.ok_or_else(|| ResolveError::Shutdown { url: asked.request.url.to_string() })
     }
 
     async fn download(
@@ -352,7 +352,7 @@ impl Inner {
         located: Located,
         deadline: Instant,
         progress: &Arc<Progress>,
-        _place: OwnedSemaphorePermit,
+        _place: Place,
     ) -> Outcome {
         let request = &asked.request;
         let expected = manifest_is_expected(request, &located);
@@ -453,7 +453,7 @@ impl Inner {
 impl Asked {
     /// How long a fetch may take.
     fn limit(&self) -> Duration {
-        self.request.timeout.unwrap_or(self.config.timeout)
+        self.config.timeout.max(self.request.timeout.unwrap_or_default())
     }
 
     fn fetch_error(&self, source: FetchError) -> ResolveError {
@@ -478,6 +478,3 @@ impl Read for Counted<'_> {
         Ok(read)
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -1,51 +1,78 @@
-//! How many may fetch from one server at once. Each server has places of its own, so that one that
-//! stands still delays no module of another.
+//! How many fetches run at once: so many from one host, so that one that hangs leaves the others'
+//! modules alone, and some times as many in all.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// The places of all servers that somebody waits for.
+/// How many hosts may have all their places taken before the others wait.
+const HOSTS: usize = 8;
+
 #[derive(Debug)]
 pub struct Places {
-    at_once: usize,
-    by_server: Mutex<HashMap<String, Weak<Semaphore>>>,
+    of_each: usize,
+    hosts: Mutex<HashMap<String, Arc<Semaphore>>>,
+    all: Arc<Semaphore>,
+}
+
+/// The right to fetch, given back on drop.
+#[derive(Debug)]
+pub struct Place {
+    _one_of_host: OwnedSemaphorePermit,
+    _one_of_all: OwnedSemaphorePermit,
 }
 
 impl Places {
-    /// So many a server, and one at the least.
-    pub fn new(at_once: usize) -> Self {
-        Self { at_once: at_once.max(1), by_server: Mutex::default() }
+    /// At most `of_each` fetches at once from one host.
+    pub fn new(of_each: usize) -> Self {
+        let of_each = of_each.max(1);
+        let all = Arc::new(Semaphore::new(of_each.saturating_mul(HOSTS).min(Semaphore::MAX_PERMITS)));
+        Self { of_each, hosts: Mutex::default(), all }
     }
 
-    /// The places of one server. They last as long as somebody has or waits for one of them.
-    pub fn of(&self, server: &str) -> Arc<Semaphore> {
-        let mut by_server = self.by_server.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(places) = by_server.get(server).and_then(Weak::upgrade) {
-            return places;
-        }
-        by_server.retain(|_, places| places.strong_count() > 0);
-        let places = Arc::new(Semaphore::new(self.at_once));
-        by_server.insert(server.to_owned(), Arc::downgrade(&places));
-        places
+    /// Waits for a place, those of one host in turn. None where there will be none any more.
+    pub async fn take(&self, host: &str) -> Option<Place> {
+        // The host's first, so that whoever waits for that holds none of the others' places.
+        let of_host = self.of_host(host).acquire_owned().await.ok()?;
+        let of_all = self.all.clone().acquire_owned().await.ok()?;
+        Some(Place { _one_of_host: of_host, _one_of_all: of_all })
+    }
+
+    fn of_host(&self, host: &str) -> Arc<Semaphore> {
+        let mut hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
+        // Hosts come and go with resources: those that nobody fetches from or waits for are forgotten.
+        hosts.retain(|_, places| Arc::strong_count(places) > 1);
+        hosts.entry(host.to_owned()).or_insert_with(|| Arc::new(Semaphore::new(self.of_each))).clone()
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt as _;
+
     use super::*;
 
     #[test]
-    fn a_server_s_places_last_as_long_as_one_of_them_is_taken() {
+    fn a_host_that_hangs_leaves_room_for_the_others() {
         let places = Places::new(2);
-        let taken = places.of("a").try_acquire_owned().unwrap();
-        let other = places.of("a").try_acquire_owned().unwrap();
-        assert!(places.of("a").try_acquire_owned().is_err());
-        assert!(places.of("b").try_acquire_owned().is_ok());
-        drop((taken, other));
-        assert_eq!(places.of("a").available_permits(), 2);
-        drop(places.of("c"));
-        assert_eq!(places.by_server.lock().unwrap().len(), 1);
+        let mut hanging: Vec<Place> =
+            (0..2).map(|_| places.take("dead").now_or_never().unwrap().unwrap()).collect();
+        let mut third = Box::pin(places.take("dead"));
+        assert!(third.as_mut().now_or_never().is_none());
+        assert!(places.take("alive").now_or_never().is_some());
+        hanging.pop();
+        assert!(third.now_or_never().is_some());
+    }
+
+    #[test]
+    fn there_is_a_limit_for_all_hosts_together_and_nothing_is_kept_of_those_that_are_gone() {
+        let places = Places::new(1);
+        let held: Vec<Place> =
+            (0..HOSTS).map(|host| places.take(&host.to_string()).now_or_never().unwrap().unwrap()).collect();
+        assert!(places.take("one more").now_or_never().is_none());
+        drop(held);
+        assert!(places.take("one more").now_or_never().is_some());
+        assert_eq!(places.hosts.lock().unwrap().len(), 1);
     }
 }

@@ -23,6 +23,9 @@ const NACK_CODE: i32 = 13;
 /// The longest reason in a NACK, in characters.
 const REASON_LIMIT: usize = 2048;
 
+/// What a name in a request is taken to cost beside its bytes.
+const NAME_COST: usize = 64;
+
 /// The type URL of a request from Envoy.
 pub fn request_type(variant: Variant, message: &[u8]) -> Result<&str, WireError> {
     let number = match variant {
@@ -59,6 +62,22 @@ fn node_field(variant: Variant) -> u32 {
         Variant::StateOfTheWorld => 2,
         Variant::Delta => 1,
     }
+}
+
+/// What the names in a request from Envoy would cost in memory, about, in bytes. Counted before any
+/// is kept: a name of one byte takes dozens.
+pub fn names_cost(variant: Variant, message: &[u8]) -> usize {
+    let names: &[u32] = if variant == Variant::Delta { &[3, 4, 5] } else { &[3] };
+    let fields = Fields::of("the request", message).filter_map(Result::ok);
+    fields
+        .filter(|field| names.contains(&field.number))
+        .map(|field| name_cost(field.range.len()))
+        .fold(0, usize::saturating_add)
+}
+
+/// See [`names_cost`].
+pub fn name_cost(length: usize) -> usize {
+    length.saturating_add(NAME_COST)
 }
 
 /// Reads a request from Envoy.
@@ -122,7 +141,6 @@ pub fn read_response(variant: Variant, message: &[u8]) -> Result<ControlResponse
 /// soon as that is known.
 fn read_resource(variant: Variant, bytes: &Bytes, found: &mut String) -> Result<Offer, String> {
     let text = |error: WireError| error.to_string();
-    let source = hash(&[bytes]);
     let wrapped = match variant {
         Variant::Delta => Some(bytes.clone()),
         Variant::StateOfTheWorld => {
@@ -143,7 +161,7 @@ fn read_resource(variant: Variant, bytes: &Bytes, found: &mut String) -> Result<
     };
     name.clone_into(found);
     let Some(any) = any else {
-        let name = found.clone();
+        let (name, source) = (found.clone(), hash(&[]));
         return Ok(Offer { name, source, body: None, plan: Plan::Untouched, wrapper });
     };
     if !type_url::same(any.type_url, INTERCEPTED) {
@@ -162,6 +180,7 @@ fn read_resource(variant: Variant, bytes: &Bytes, found: &mut String) -> Result<
         return Err("it has no name".to_owned());
     }
     let plan = rewrite::plan(any.type_url, &body).map_err(|error| error.to_string())?;
+    let source = hash(&[&body, &wire::replace_fields(wrapper.rest(), &[1], &[]).map_err(text)?]);
     Ok(Offer { name: found.clone(), source, body: Some(body), plan, wrapper })
 }
 
@@ -234,8 +253,65 @@ pub fn write_request(variant: Variant, request: &ControlRequest, node: Option<&[
 }
 
 fn shortened(reason: &str) -> &str {
-    match reason.char_indices().nth(REASON_LIMIT) {
-        Some((end, _)) => reason.get(..end).unwrap_or_default(),
-        None => reason,
+    let end = (0..=REASON_LIMIT.min(reason.len())).rev().find(|end| reason.is_char_boundary(*end));
+    reason.get(..end.unwrap_or_default()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn resource(version: &str, text: &str) -> Vec<u8> {
+        let mut config = Vec::new();
+        wire::put_string(&mut config, 1, "a");
+        wire::put_message(&mut config, 2, |any| {
+            wire::put_string(any, 1, type_url::STRING_VALUE);
+            wire::put_len(any, 2, text.as_bytes());
+        });
+        let any = Any { type_url: INTERCEPTED, value: &config };
+        messages::encode_resource("a", version, &any)
+    }
+
+    fn response(resources: &[Vec<u8>]) -> Bytes {
+        let mut out = Vec::new();
+        for resource in resources {
+            wire::put_len(&mut out, 2, resource);
+        }
+        out.into()
+    }
+
+    #[test]
+    fn what_is_kept_of_a_resource_does_not_keep_the_response() {
+        let message = response(&[resource("1", "x"), resource("1", &"y".repeat(1 << 20))]);
+        let mut read = read_response(Variant::Delta, &message).unwrap();
+        read.offers.truncate(1);
+        assert!(message.try_into_mut().is_ok(), "nobody else holds the bytes");
+    }
+
+    #[test]
+    fn a_resource_with_another_version_alone_is_no_other_resource() {
+        let source = |version, text| {
+            let message = response(&[resource(version, text)]);
+            read_response(Variant::Delta, &message).unwrap().offers.remove(0).source
+        };
+        assert_eq!(source("1", "x"), source("2", "x"));
+        assert_ne!(source("1", "x"), source("1", "y"));
+    }
+
+    #[test]
+    fn names_are_counted_before_they_are_kept() {
+        let mut request = Vec::new();
+        for _ in 0..1000 {
+            wire::put_len(&mut request, 3, b"x");
+        }
+        for variant in [Variant::StateOfTheWorld, Variant::Delta] {
+            assert!((64_000..80_000).contains(&names_cost(variant, &request)));
+        }
+    }
+
+    #[test]
+    fn a_long_reason_is_cut_to_its_limit_in_bytes() {
+        assert_eq!(shortened("short"), "short");
+        assert_eq!(shortened(&format!("x{}", "é".repeat(REASON_LIMIT))).len(), REASON_LIMIT - 1);
     }
 }

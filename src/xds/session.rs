@@ -34,6 +34,11 @@ use crate::upstream::grpc::{self, ControlPlane};
 pub const CONTROL_PLANE_LIMIT: usize = 256 * 1024 * 1024;
 /// The largest message that an Envoy may send, in bytes.
 pub const ENVOY_LIMIT: usize = 16 * 1024 * 1024;
+/// What the names that one stream asks for may cost, in bytes: tens of thousands, where an Envoy asks
+/// for dozens.
+pub const NAMES_LIMIT: usize = 4 * 1024 * 1024;
+/// So much of a peer's text goes into a line of the log, in characters.
+const SHOWN_LIMIT: usize = 512;
 /// How long the control plane may take to end its side after Envoy ended its own.
 const HALF_CLOSED_LIMIT: Duration = Duration::from_secs(10);
 
@@ -77,6 +82,8 @@ enum End {
     MalformedRequest(WireError),
     #[error("the control plane sent a malformed message: {0}")]
     MalformedResponse(WireError),
+    #[error("Envoy asks for more names than {NAMES_LIMIT} bytes hold")]
+    TooManyNames,
     #[error("Envoy is too slow: {0}")]
     EnvoyStalled(Overflow),
     #[error("the control plane is too slow: {0}")]
@@ -95,6 +102,7 @@ impl End {
             End::Unreachable(_) => "control_plane_unreachable",
             End::MalformedRequest(_) => "malformed_request",
             End::MalformedResponse(_) => "malformed_response",
+            End::TooManyNames => "too_many_names",
             End::EnvoyStalled(_) => "envoy_stalled",
             End::ControlPlaneStalled(_) => "control_plane_stalled",
             End::Shutdown => "shutdown",
@@ -109,7 +117,7 @@ impl End {
             }
             End::Envoy => Code::Ok,
             End::EnvoyGone => Code::Cancelled,
-            End::EnvoyStalled(_) | End::ControlPlaneStalled(_) => Code::ResourceExhausted,
+            End::TooManyNames | End::EnvoyStalled(_) | End::ControlPlaneStalled(_) => Code::ResourceExhausted,
             End::FromEnvoy(error) | End::FromControlPlane(error)
                 if matches!(error, FrameError::TooLarge { .. } | FrameError::NoRoom { .. }) =>
             {
@@ -404,7 +412,7 @@ impl Session {
             && self.node.is_none()
             && let Some(node) = intercept::node(self.variant, &message.bytes)
         {
-            messages::node_id(node).unwrap_or_default().clone_into(&mut self.node_id);
+            self.node_id = shown(messages::node_id(node).unwrap_or_default());
             self.node = Some(Bytes::copy_from_slice(node));
             tracing::info!(listener = &*self.listener, node = self.node_id, "stream opened");
             self.publish();
@@ -412,14 +420,27 @@ impl Session {
         if !intercepted {
             // The node goes along in it where this is the first message.
             if intercept::node(self.variant, &message.bytes).is_some() {
-                self.node_sent = true;
+                self.node_is_sent();
             }
             let message = self.with_node(message);
             return control.send(message);
         }
+        if intercept::names_cost(self.variant, &message.bytes) > NAMES_LIMIT {
+            return Err(End::TooManyNames);
+        }
         let request = intercept::read_request(self.variant, &message.bytes).map_err(End::MalformedRequest)?;
         self.machine.on_envoy(request, self.shared.clock.now());
+        let names = self.machine.subscribed().iter();
+        if names.map(|name| intercept::name_cost(name.len())).sum::<usize>() > NAMES_LIMIT {
+            return Err(End::TooManyNames);
+        }
         Ok(())
+    }
+
+    /// The control plane has the node, which is large and not needed again.
+    fn node_is_sent(&mut self) {
+        self.node_sent = true;
+        self.node = None;
     }
 
     /// The first message upstream names the node, also where Envoy named it in one that was kept.
@@ -429,7 +450,7 @@ impl Session {
         }
         let Some(node) = &self.node else { return message };
         let bytes = intercept::prepend_node(self.variant, node, &message.bytes);
-        self.node_sent = true;
+        self.node_is_sent();
         message.with_bytes(bytes)
     }
 
@@ -483,9 +504,10 @@ impl Session {
                         .inc_by(response.resources.len() as u64);
                 }
                 Action::Request(request) => {
-                    let node = if self.node_sent { None } else { self.node.as_deref() };
-                    let bytes = intercept::write_request(self.variant, &request, node);
-                    self.node_sent |= node.is_some();
+                    let bytes = intercept::write_request(self.variant, &request, self.node.as_deref());
+                    if self.node.is_some() {
+                        self.node_is_sent();
+                    }
                     control.send(Message::own(bytes))?;
                 }
                 Action::Fetch { name, generation, request } => {
@@ -523,7 +545,9 @@ impl Session {
             }
             Note::Rejected { names, reason } => {
                 count("rejected");
-                tracing::warn!(listener, node, resources = ?names, "Envoy rejected the config: {reason}");
+                // A peer's text, which must not look like lines of ours.
+                let reason = shown(&reason);
+                tracing::warn!(listener, node, resources = ?names, "Envoy rejected the config: {reason:?}");
             }
             Note::Malformed { name, reason } => {
                 count("malformed");
@@ -553,6 +577,11 @@ impl Session {
             resources: self.machine.slots().map(|(name, slot)| ResourceState::of(name, slot)).collect(),
         });
     }
+}
+
+/// So much of a peer's text as is shown.
+fn shown(text: &str) -> String {
+    text.chars().take(SHOWN_LIMIT).collect()
 }
 
 enum Step {

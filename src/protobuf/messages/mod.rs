@@ -21,6 +21,8 @@ pub use sotw::{DiscoveryRequest, DiscoveryResponse};
 pub const TYPE_URL: u32 = 4;
 /// The number of `type_url` in `DeltaDiscoveryRequest`.
 pub const DELTA_REQUEST_TYPE_URL: u32 = 2;
+/// The number of `ttl` in `Resource`.
+pub const RESOURCE_TTL: u32 = 6;
 
 /// A discovery message's type URL, found without parsing the rest: fields are skipped by their
 /// length and nothing is allocated. Empty where there is none; the last one counts.

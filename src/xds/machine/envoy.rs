@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 
 use super::slot::{Candidate, Hash, Slot, Wrapper, hash};
-use super::{EnvoyRequest, EnvoyResponse, Names, Variant};
+use super::{EnvoyRequest, EnvoyResponse, Names, Variant, WILDCARD};
 use crate::protobuf::{type_url, wire};
 
 /// A response that Envoy has not answered.
@@ -78,7 +78,7 @@ impl Envoy {
 
     /// Whether Envoy asked for this name.
     pub fn wants(&self, name: &str) -> bool {
-        self.names.contains(name) || self.names.contains("*")
+        self.names.contains(name) || self.names.contains(WILDCARD)
     }
 
     pub fn outstanding(&self) -> Option<&Sent> {
@@ -154,7 +154,7 @@ impl Envoy {
         let mut carried = self.choose(slots, None);
         if carried.iter().all(|entry| !entry.2) && self.removed.is_empty() {
             // Nothing is ready but what was rejected among others: one of those is tried alone.
-            let suspect = slots.iter().find(|(_, slot)| slot.is_suspect()).map(|(name, _)| name.clone())?;
+            let suspect = slots.iter().find(|(_, slot)| slot.awaits_trial()).map(|(name, _)| name.clone())?;
             carried = self.choose(slots, Some(&suspect));
         }
         if self.variant == Variant::Delta {
@@ -177,7 +177,7 @@ impl Envoy {
                 if slot.sent() != Some(candidate.hash) {
                     sent.changed.push((name.clone(), candidate.hash));
                 }
-                slot.mark_sent(candidate.hash);
+                slot.mark_sent(candidate.clone());
             }
         }
         let hashes: Vec<&[u8]> = carried.iter().map(|(_, candidate, _)| candidate.hash.as_slice()).collect();

@@ -31,11 +31,15 @@ pub struct Settings {
     pub hold: Duration,
     /// The first pause after a failed fetch; doubled for each further one.
     pub retry_first: Duration,
-    /// The longest pause, and the only one after a permanent fault.
+    /// The longest pause, and the one after a permanent fault. Each is cut short at random, by half
+    /// at most.
     pub retry_cap: Duration,
     /// How long the control plane waits for Envoy's verdict at the most.
     pub answer_after: Duration,
 }
+
+/// The name that asks for all resources of a type.
+pub const WILDCARD: &str = "*";
 
 impl Default for Settings {
     fn default() -> Self {
@@ -218,6 +222,9 @@ impl Machine {
         if change.first && request.resumes {
             self.resuming = Some(now + self.settings.hold);
         }
+        if change.dropped.contains(WILDCARD) {
+            self.slots.retain(|name, _| self.envoy.wants(name));
+        }
         for name in &change.held {
             self.slots.entry(name.clone()).or_default().envoy_holds = true;
         }
@@ -236,22 +243,34 @@ impl Machine {
     /// The control plane sent a response.
     pub fn on_control(&mut self, response: ControlResponse, now: Instant) {
         self.answer();
+        let mut malformed = response.malformed;
         let mut immediate = BTreeSet::new();
+        let mut seen = BTreeMap::new();
         for offer in response.offers {
-            if !self.envoy.wants(&offer.name) {
-                continue;
-            }
             let name = offer.name.clone();
-            if self.offered(offer, now) {
-                immediate.insert(name);
+            match seen.insert(name.clone(), offer.source) {
+                Some(first) if first != offer.source => {
+                    seen.insert(name.clone(), first);
+                    malformed.push((name, "it comes twice, and not the same".to_owned()));
+                }
+                _ if !self.envoy.wants(&name) => {}
+                _ => {
+                    if self.offered(offer, now) {
+                        immediate.insert(name);
+                    }
+                }
             }
         }
         for name in response.removed {
+            if seen.contains_key(&name) {
+                malformed.push((name, "the response that brings it also removes it".to_owned()));
+                continue;
+            }
             self.slots.remove(&name);
             self.envoy.remove(name);
         }
         let mut error = None;
-        for (name, reason) in response.malformed {
+        for (name, reason) in malformed {
             let text = error.get_or_insert_with(String::new);
             if !text.is_empty() {
                 text.push_str("; ");
@@ -318,6 +337,11 @@ impl Machine {
         self.slots.iter().map(|(name, slot)| (name.as_str(), slot))
     }
 
+    /// The names that Envoy asks for.
+    pub fn subscribed(&self) -> &BTreeSet<String> {
+        self.envoy.subscribed()
+    }
+
     /// Whether a response waits for Envoy's answer.
     pub fn awaits_envoy(&self) -> bool {
         self.envoy.outstanding().is_some()
@@ -328,9 +352,9 @@ impl Machine {
         let name = offer.name.clone();
         let slot = self.slots.entry(name.clone()).or_default();
         if !slot.is_news(&offer) {
-            // Control planes resend what has not changed; it restarts nothing. A bare heartbeat
-            // becomes a full resend.
-            if offer.is_heartbeat() {
+            // Control planes resend what has not changed; it restarts nothing. What extends a TTL,
+            // be it a bare heartbeat, becomes a full resend.
+            if offer.extends_ttl() {
                 self.envoy.force(&name);
             }
             return false;
@@ -350,7 +374,7 @@ impl Machine {
                 }
                 Err(invalid) => Failure {
                     message: invalid.to_string(),
-                    label: "invalid_request",
+                    label: invalid.label(),
                     permanent: true,
                     retry_after: None,
                 },
@@ -363,13 +387,10 @@ impl Machine {
     fn failed(&mut self, name: &str, failure: Failure, now: Instant) {
         let Some(slot) = self.slots.get_mut(name) else { return };
         let attempts = slot.failing.as_ref().map_or(0, |failing| failing.attempts);
-        let pause = if failure.permanent {
-            self.settings.retry_cap
-        } else {
-            let doubled = self.settings.retry_first.saturating_mul(1 << attempts.min(16));
-            let pause = self.jitter.spread(doubled.min(self.settings.retry_cap));
-            pause.max(failure.retry_after.unwrap_or_default())
-        };
+        let doubled = self.settings.retry_first.saturating_mul(1 << attempts.min(16));
+        let cap = self.settings.retry_cap;
+        let pause = self.jitter.spread(if failure.permanent { cap } else { doubled.min(cap) });
+        let pause = pause.max(failure.retry_after.unwrap_or_default());
         let retry_in = slot.fails(failure.clone(), pause, now);
         let serving = slot.serving();
         let name = name.to_owned();

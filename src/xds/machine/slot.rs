@@ -9,6 +9,8 @@ use sha2::{Digest as _, Sha256};
 
 use super::{Failure, Serving};
 use crate::module::ModuleRequest;
+use crate::protobuf::messages::RESOURCE_TTL;
+use crate::protobuf::wire::Fields;
 use crate::rewrite::Plan;
 
 /// Identifies what is sent to Envoy by its bytes: a resource is news when its hash is.
@@ -18,7 +20,7 @@ pub type Hash = [u8; 16];
 #[derive(Debug)]
 pub struct Offer {
     pub name: String,
-    /// Hash of all its bytes, so that a resend is told from a change.
+    /// Hash of all that it says but for its version, so that a resend is told from a change.
     pub source: Hash,
     /// The TypedExtensionConfig as it came. None for a bare heartbeat.
     pub body: Option<Bytes>,
@@ -31,6 +33,11 @@ impl Offer {
     pub fn is_heartbeat(&self) -> bool {
         self.body.is_none()
     }
+
+    /// A resend extends a TTL, also where it says nothing new.
+    pub fn extends_ttl(&self) -> bool {
+        self.is_heartbeat() || self.wrapper.has_ttl()
+    }
 }
 
 /// What a resource comes wrapped in, and goes out in again.
@@ -42,6 +49,20 @@ pub enum Wrapper {
     Wrapped(Bytes),
     /// Delta: the fields of the Resource but `name`, `version` and `resource`.
     Delta(Bytes),
+}
+
+impl Wrapper {
+    /// The fields that were kept.
+    pub fn rest(&self) -> &[u8] {
+        match self {
+            Wrapper::Bare => &[],
+            Wrapper::Wrapped(rest) | Wrapper::Delta(rest) => rest,
+        }
+    }
+
+    fn has_ttl(&self) -> bool {
+        Fields::of("Resource", self.rest()).filter_map(Result::ok).any(|field| field.number == RESOURCE_TTL)
+    }
 }
 
 /// A form of the resource that can be sent to Envoy.
@@ -57,11 +78,7 @@ pub struct Candidate {
 
 impl Candidate {
     fn new(body: Bytes, wrapper: Wrapper, fallback: bool, generation: u64) -> Self {
-        let extra: &[u8] = match &wrapper {
-            Wrapper::Bare => &[],
-            Wrapper::Wrapped(rest) | Wrapper::Delta(rest) => rest,
-        };
-        Self { hash: hash(&[&body, extra]), body, wrapper, fallback, generation }
+        Self { hash: hash(&[&body, wrapper.rest()]), body, wrapper, fallback, generation }
     }
 }
 
@@ -85,6 +102,15 @@ pub enum Fetching {
     Running,
     /// Failed; tried again at this time.
     Waiting(Instant),
+}
+
+/// Why a config is not sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Doubt {
+    /// Envoy rejected it among others: tried alone.
+    Suspect,
+    /// Envoy rejected it alone.
+    Rejected,
 }
 
 /// A fetch, or several in a row, failed.
@@ -114,13 +140,15 @@ pub struct Slot {
     /// The last config of the control plane's that Envoy accepted.
     accepted: Option<Candidate>,
     /// What the last response to Envoy carried.
-    sent: Option<Hash>,
+    sent: Option<Candidate>,
     /// Whether Envoy has judged what was sent.
     judged: bool,
-    /// What Envoy rejected: never sent again.
-    rejected: Vec<Hash>,
-    /// Rejected among others: tried alone.
-    suspect: bool,
+    /// What Envoy judged last: it takes no second look at the same bytes.
+    attempted: Option<Hash>,
+    /// What Envoy rejected.
+    doubts: Vec<(Hash, Doubt)>,
+    /// Envoy takes no fallback under this name, whatever config it stands in for.
+    fallback_rejected: bool,
 }
 
 impl Slot {
@@ -138,8 +166,10 @@ impl Slot {
         self.generation = generation;
         self.fetching = Fetching::Idle;
         self.failing = None;
-        self.suspect = false;
-        self.rejected.clear();
+        // What Envoy has accepted another config since gets a second chance. Not so what it would
+        // only ignore, nor what is about to be replaced.
+        let kept = [self.attempted, self.candidate.as_ref().map(|candidate| candidate.hash)];
+        self.doubts.retain(|(hash, _)| kept.contains(&Some(*hash)));
         let timeout = match &offer.plan {
             Plan::Remote(remote) => remote.request.as_ref().ok().and_then(|request| request.timeout),
             _ => None,
@@ -238,60 +268,65 @@ impl Slot {
 
     fn fallback(&self) -> Option<Candidate> {
         let Some(Offer { plan: Plan::Remote(remote), wrapper, .. }) = &self.offer else { return None };
-        let candidate = Candidate::new(remote.fallback(), wrapper.clone(), true, self.generation);
-        (!self.rejected.contains(&candidate.hash)).then_some(candidate)
+        let allowed = !self.envoy_holds && !self.fallback_rejected;
+        allowed.then(|| Candidate::new(remote.fallback(), wrapper.clone(), true, self.generation))
     }
 
-    /// What Envoy is to have now. A suspect stands back for the last accepted one unless it is its
-    /// turn to be tried.
+    fn doubt(&self, candidate: &Candidate) -> Option<Doubt> {
+        self.doubts.iter().find(|(hash, _)| *hash == candidate.hash).map(|(_, doubt)| *doubt)
+    }
+
+    /// What Envoy is to have now. A suspect stands back unless it is its turn to be tried.
     pub fn presentable(&self, trial: bool) -> Option<Candidate> {
+        let fit = |candidate: &Candidate, trial: bool| match self.doubt(candidate) {
+            None => true,
+            Some(Doubt::Suspect) => trial,
+            Some(Doubt::Rejected) => false,
+        };
         let candidate = self.candidate.as_ref()?;
-        let stands_back = self.suspect && !trial;
-        if !stands_back && !self.rejected.contains(&candidate.hash) {
+        // What is about to be replaced is not worth a trial.
+        if fit(candidate, trial && candidate.generation == self.generation) {
             return Some(candidate.clone());
         }
         // An accepted config repairs what a rejected one left behind in Envoy, and where there is
-        // none, the fallback does.
-        match &self.accepted {
-            Some(accepted) => Some(accepted.clone()),
-            None if self.envoy_holds => None,
-            None => self.fallback(),
-        }
+        // none, the fallback does. A fallback never takes the place of what works.
+        let stand_in = self.accepted.clone().or_else(|| self.fallback());
+        stand_in.filter(|candidate| fit(candidate, trial))
     }
 
-    pub fn is_suspect(&self) -> bool {
-        self.suspect
+    /// Whether what Envoy is to have is a suspect that waits for its turn.
+    pub fn awaits_trial(&self) -> bool {
+        let suspect = |candidate: &Candidate| self.doubt(candidate) == Some(Doubt::Suspect);
+        !self.doubts.is_empty() && self.presentable(true).is_some_and(|candidate| suspect(&candidate))
     }
 
     pub fn sent(&self) -> Option<Hash> {
-        self.sent
+        self.sent.as_ref().map(|sent| sent.hash)
     }
 
     /// A response that carries this went out.
-    pub fn mark_sent(&mut self, hash: Hash) {
-        self.judged = self.judged && self.sent == Some(hash);
-        self.sent = Some(hash);
+    pub fn mark_sent(&mut self, candidate: Candidate) {
+        self.judged = self.judged && self.sent() == Some(candidate.hash);
+        self.sent = Some(candidate);
     }
 
     /// Whether what Envoy ought to have has not been judged by it.
     pub fn awaits_verdict(&self) -> bool {
         self.candidate.as_ref().is_some_and(|candidate| {
-            let undecided = !self.rejected.contains(&candidate.hash);
-            undecided && !(self.judged && self.sent == Some(candidate.hash))
+            let undecided = self.doubt(candidate) != Some(Doubt::Rejected);
+            undecided && !(self.judged && self.sent() == Some(candidate.hash))
         })
     }
 
     /// Envoy accepted a response that carried this.
     pub fn accepted(&mut self, hash: Hash) {
-        if self.sent == Some(hash) {
-            self.judged = true;
+        let Some(sent) = self.sent.as_ref().filter(|sent| sent.hash == hash) else { return };
+        if !sent.fallback {
+            self.accepted = Some(sent.clone());
         }
-        if let Some(candidate) = self.candidate.as_ref().filter(|candidate| candidate.hash == hash) {
-            self.suspect = false;
-            if !candidate.fallback {
-                self.accepted = Some(candidate.clone());
-            }
-        }
+        self.judged = true;
+        self.attempted = Some(hash);
+        self.doubts.retain(|(doubted, _)| *doubted != hash);
     }
 
     /// A first fetch is under way, and nothing is known against it.
@@ -308,14 +343,12 @@ impl Slot {
 
     /// Envoy rejected a response in which this was new, `alone` or among others.
     pub fn rejected(&mut self, hash: Hash, alone: bool) {
-        self.sent = None;
+        let sent = self.sent.take_if(|sent| sent.hash == hash);
+        self.fallback_rejected |= alone && sent.is_some_and(|sent| sent.fallback);
         self.judged = false;
-        if alone {
-            self.suspect = false;
-            self.rejected.push(hash);
-        } else if self.candidate.as_ref().is_some_and(|candidate| candidate.hash == hash) {
-            self.suspect = true;
-        }
+        self.attempted = Some(hash);
+        self.doubts.retain(|(doubted, _)| *doubted != hash);
+        self.doubts.push((hash, if alone { Doubt::Rejected } else { Doubt::Suspect }));
     }
 
     /// What Envoy runs, as far as it has been told.

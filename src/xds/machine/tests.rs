@@ -525,22 +525,33 @@ fn a_subscription_change_follows_the_answer_that_is_due() {
     }
 }
 
-#[test]
-fn a_name_that_envoy_holds_gets_no_fallback() {
+/// An Envoy that comes back with this name from an earlier stream.
+fn holding(name: &str) -> Bench {
     let mut bench = Bench::new(Variant::Delta, &[]);
-    let names = Names::Change {
-        subscribe: ["a".to_owned()].into(),
-        unsubscribe: BTreeSet::new(),
-        held: ["a".to_owned(), "gone".to_owned()].into(),
-    };
     bench.machine = Machine::new(Variant::Delta, Settings::default(), 7);
+    let names = Names::Change {
+        subscribe: [name.to_owned()].into(),
+        unsubscribe: BTreeSet::new(),
+        held: [name.to_owned(), "gone".to_owned()].into(),
+    };
+    bench.names.insert(name.to_owned());
     bench.machine.on_envoy(EnvoyRequest { names, ..EnvoyRequest::default() }, bench.now);
     bench.act();
+    bench
+}
+
+#[test]
+fn a_name_that_envoy_holds_gets_no_fallback() {
+    let mut bench = holding("a");
     assert_eq!(bench.requests.last().unwrap().initial, ["a"], "with an empty version, so all is resent");
     bench.control(&[filter("a", "oci://r.io/a:1", false)], &[]);
     bench.fails(0);
     bench.passes(Duration::from_secs(30));
     assert!(bench.responses.is_empty());
+    bench.arrives(bench.fetches.len() - 1, "/store/one.wasm");
+    bench.nack("and it does not take this one");
+    bench.passes(Duration::from_secs(30));
+    assert_eq!(bench.responses.len(), 1);
 }
 
 #[test]
@@ -565,4 +576,224 @@ fn a_bad_reference_is_a_failure_and_no_reason_to_nack() {
     assert!(is_fallback(&bench.last()["a"]));
     assert_eq!(bench.requests.last().unwrap().error, None);
     assert!(bench.fetches.is_empty());
+}
+
+/// A fallback that Envoy rejects, as it does where RBAC is not among the `type_urls`.
+fn rejects_fallbacks(bench: &mut Bench) {
+    for _ in 0..20 {
+        if !bench.machine.awaits_envoy() {
+            return;
+        }
+        match bench.last().values().any(is_fallback) {
+            true => bench.nack("expect envoy.extensions.filters.http.wasm.v3.Wasm"),
+            false => bench.ack(),
+        }
+    }
+    panic!("Envoy is sent what it rejects again and again");
+}
+
+#[test]
+fn fallbacks_that_envoy_rejects_are_each_tried_alone_and_then_held_back_for_good() {
+    for variant in BOTH {
+        let mut bench = Bench::new(variant, &["a", "b"]);
+        bench.control(&[filter("a", "oci://r.io/a:1", false), filter("b", "oci://r.io/b:1", false)], &[]);
+        bench.fails(0);
+        bench.fails(1);
+        bench.passes(Duration::from_secs(5));
+        rejects_fallbacks(&mut bench);
+        let responses = bench.responses.len();
+        assert!(responses <= 3, "one with both, then each alone: {responses}");
+        bench.control(&[filter("a", "oci://r.io/a:2", true)], &[]);
+        let newest = bench.fetches.len() - 1;
+        bench.fails(newest);
+        bench.passes(Duration::from_secs(5));
+        assert_eq!(bench.responses.len(), responses, "known by now to be rejected");
+        bench.arrives(bench.fetches.len() - 1, "/store/two.wasm");
+        assert!(holds(&bench.last()["a"], "/store/two.wasm"));
+    }
+}
+
+#[test]
+fn a_last_accepted_config_that_envoy_no_longer_takes_is_not_sent_again_and_again() {
+    for variant in BOTH {
+        let mut bench = Bench::new(variant, &["a", "b"]);
+        let old = [filter("a", "oci://r.io/a:1", false), filter("b", "oci://r.io/b:1", false)];
+        bench.control(&old, &[]);
+        bench.arrives(0, "/store/a1.wasm");
+        bench.ack();
+        bench.arrives(1, "/store/b1.wasm");
+        bench.ack();
+        bench.control(&[plain("a", "new"), plain("b", "new")], &[]);
+        // Its files are gone, say: Envoy takes neither the new nor the old any more.
+        for _ in 0..20 {
+            if !bench.machine.awaits_envoy() {
+                break;
+            }
+            bench.nack("Invalid path");
+        }
+        assert!(!bench.machine.awaits_envoy(), "it comes to rest");
+        assert!(!bench.responses.iter().any(|r| configs(variant, r).values().any(is_fallback)));
+    }
+}
+
+#[test]
+fn a_config_that_envoy_accepted_while_a_newer_one_arrived_is_what_it_falls_back_to() {
+    for variant in BOTH {
+        let mut bench = Bench::new(variant, &["a"]);
+        bench.control(&[plain("a", "one")], &[]);
+        bench.ack();
+        bench.control(&[plain("a", "two")], &[]);
+        bench.control(&[plain("a", "bad")], &[]);
+        bench.ack();
+        assert!(holds(&bench.last()["a"], "bad"));
+        bench.nack("bad");
+        assert!(holds(&bench.last()["a"], "two"), "not back to one");
+    }
+}
+
+#[test]
+fn a_rejected_config_is_not_sent_again_while_its_successors_module_is_on_the_way() {
+    for variant in BOTH {
+        let mut bench = Bench::new(variant, &["a"]);
+        bench.control(&[plain("a", "good")], &[]);
+        bench.ack();
+        bench.control(&[plain("a", "bad")], &[]);
+        bench.nack("bad");
+        bench.ack();
+        let responses = bench.responses.len();
+        bench.control(&[filter("a", "oci://r.io/a:1", false)], &[]);
+        assert_eq!(bench.responses.len(), responses, "nothing is news until the module is there");
+        bench.arrives(0, "/store/one.wasm");
+        assert!(holds(&bench.last()["a"], "/store/one.wasm"));
+    }
+}
+
+#[test]
+fn a_suspect_is_not_tried_once_something_newer_is_on_its_way() {
+    for variant in BOTH {
+        let mut bench = Bench::new(variant, &["a", "b"]);
+        bench.control(&[plain("a", "old"), plain("b", "old")], &[]);
+        bench.ack();
+        bench.control(&[plain("a", "suspect"), plain("b", "bad")], &[]);
+        bench.nack("one of them");
+        bench.control(&[filter("a", "oci://r.io/a:1", false)], &[]);
+        while bench.machine.awaits_envoy() {
+            let last = bench.last();
+            assert!(!last.get("a").is_some_and(|config| holds(config, "suspect")));
+            match last.get("b").is_some_and(|config| holds(config, "bad")) {
+                true => bench.nack("that one"),
+                false => bench.ack(),
+            }
+        }
+        // Offered again, it is no longer superseded.
+        bench.control(&[plain("a", "suspect")], &[]);
+        assert!(holds(&bench.last()["a"], "suspect"));
+    }
+}
+
+#[test]
+fn what_envoy_would_ignore_as_the_resend_of_what_it_rejected_is_not_sent() {
+    let mut bench = holding("a");
+    bench.control(&[plain("a", "bad")], &[]);
+    bench.nack("bad");
+    bench.control(&[filter("a", "oci://r.io/a:1", false)], &[]);
+    bench.control(&[plain("a", "bad")], &[]);
+    assert_eq!(bench.responses.len(), 1);
+    assert_eq!(bench.requests.last().unwrap().nonce, "n3", "nobody waits for a verdict on it");
+    bench.control(&[plain("a", "good")], &[]);
+    bench.ack();
+    bench.control(&[plain("a", "bad")], &[]);
+    assert!(holds(&bench.last()["a"], "bad"), "after another one Envoy looks at it anew");
+}
+
+#[test]
+fn a_resend_that_extends_a_ttl_reaches_envoy() {
+    for variant in BOTH {
+        let mut bench = Bench::new(variant, &["a"]);
+        let ttl = Bytes::from_static(&[0x32, 2, 8, 60]);
+        let with_ttl = || {
+            let wrapper = match variant {
+                Variant::StateOfTheWorld => Wrapper::Wrapped(ttl.clone()),
+                Variant::Delta => Wrapper::Delta(ttl.clone()),
+            };
+            Offer { wrapper, ..offer(variant, &plain("a", "1")) }
+        };
+        for round in 1..4 {
+            let nonce = format!("n{round}");
+            let response = ControlResponse { nonce, offers: vec![with_ttl()], ..ControlResponse::default() };
+            bench.machine.on_control(response, bench.now);
+            let actions = bench.machine.actions(bench.now);
+            let Some(Action::Respond(sent)) = actions.iter().find(|a| matches!(a, Action::Respond(_))) else {
+                panic!("round {round}: {actions:?}")
+            };
+            assert_eq!(sent.resources.len(), 1);
+            assert!(sent.resources[0].windows(ttl.len()).any(|window| window == &ttl[..]));
+            bench.envoy(&sent.nonce, None, &[], &[]);
+        }
+    }
+}
+
+#[test]
+fn a_name_that_comes_twice_or_comes_and_goes_in_one_response_is_nacked_by_name() {
+    for variant in BOTH {
+        let mut bench = Bench::new(variant, &["a", "b"]);
+        bench.control(&[plain("a", "1"), plain("a", "1"), plain("b", "1")], &[]);
+        assert_eq!((bench.last().len(), bench.requests.len()), (2, 1), "the same twice says nothing new");
+        bench.ack();
+        bench.control(&[plain("a", "2"), plain("a", "3")], &[]);
+        assert!(holds(&bench.last()["a"], "2"), "the first counts");
+        let error = bench.requests.last().unwrap().error.clone().unwrap();
+        assert!(error.contains("\"a\"") && error.contains("twice"), "{error}");
+        bench.ack();
+    }
+    let mut bench = Bench::new(Variant::Delta, &["a"]);
+    bench.control(&[plain("a", "1")], &["a"]);
+    let response = bench.responses.last().unwrap();
+    assert_eq!((response.resources.len(), response.removed.len()), (1, 0), "nothing is taken away");
+    assert!(bench.requests.last().unwrap().error.as_deref().unwrap().contains("removes"));
+}
+
+#[test]
+fn nothing_is_kept_of_what_only_a_wildcard_asked_for_once_that_is_gone() {
+    for variant in BOTH {
+        let mut bench = Bench::new(variant, &["*", "a"]);
+        bench.names.extend(["b".to_owned()]);
+        bench.control(&[plain("a", "1"), filter("b", "oci://r.io/b:1", false)], &[]);
+        bench.names.remove("b");
+        bench.subscribe(&[], &["*"]);
+        assert_eq!(bench.machine.slots().map(|(name, _)| name).collect::<Vec<_>>(), ["a"]);
+    }
+}
+
+#[test]
+fn permanent_faults_are_retried_at_the_cap_but_not_all_at_the_same_moment() {
+    let settings = Settings::default();
+    let pauses: BTreeSet<Duration> = (0..8)
+        .map(|seed| {
+            let mut bench = Bench::new(Variant::Delta, &[]);
+            bench.machine = Machine::new(Variant::Delta, settings.clone(), seed << 40);
+            bench.subscribe(&["a"], &[]);
+            bench.control(&[filter("a", "oci://r.io/a:1", false)], &[]);
+            let (name, generation) = bench.fetches[0].clone();
+            let failure = Failure {
+                message: "not there".into(),
+                label: "not_found",
+                permanent: true,
+                retry_after: None,
+            };
+            bench.machine.fetched(&name, generation, Err(failure), bench.now);
+            bench.act();
+            bench
+                .notes
+                .iter()
+                .find_map(|note| match note {
+                    Note::FetchFailed { retry_in, .. } => *retry_in,
+                    _ => None,
+                })
+                .unwrap()
+        })
+        .collect();
+    assert!(
+        pauses.len() > 1 && pauses.iter().all(|p| *p >= settings.retry_cap / 2 && *p <= settings.retry_cap)
+    );
 }
