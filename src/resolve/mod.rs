@@ -155,7 +155,7 @@ impl Resolver {
             Some(identity) => Audience::Private(self.0.store.fingerprint(&identity)),
         };
         let question = Question {
-            audience: audience.clone(),
+            audience,
             source: source_key(&request),
             policy: request.policy,
             version: (request.policy == PullPolicy::Always)
@@ -316,7 +316,7 @@ impl Inner {
                 break module;
             }
             let download = Download {
-                audience: asked.audience.clone(),
+                audience: asked.audience,
                 url: request.url.canonical(),
                 manifest,
                 payload: request.expected.filter(|_| !expected),
@@ -478,3 +478,6 @@ impl Read for Counted<'_> {
         Ok(read)
     }
 }
+
+#[cfg(test)]
+mod tests;
