@@ -9,7 +9,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use oci_client::Reference;
-use url::{Host, Url};
+use url::{Host, Position, Url};
 
 use crate::digest::{ExpectedDigest, PayloadDigest, SourceDigest};
 use crate::secret::Secret;
@@ -112,11 +112,11 @@ impl ModuleUrl {
         }
     }
 
-    /// The host that it is fetched from; empty for a file.
-    pub fn host(&self) -> &str {
+    /// The server that is asked, `HOST[:PORT]`; empty for files.
+    pub fn server(&self) -> &str {
         match self {
             ModuleUrl::Oci(reference) => reference.registry(),
-            ModuleUrl::Http(url) => url.host_str().unwrap_or_default(),
+            ModuleUrl::Http(url) => &url[Position::BeforeHost..Position::AfterPort],
             ModuleUrl::File(_) => "",
         }
     }
@@ -261,6 +261,19 @@ mod tests {
     fn a_url_without_a_scheme_is_oci() {
         assert_eq!(url("ghcr.io/a/b:v1"), url("oci://ghcr.io/a/b:v1"));
         assert_eq!(url("localhost:5000/a:v1").to_string(), "oci://localhost:5000/a:v1");
+    }
+
+    #[test]
+    fn a_server_is_known_by_host_and_port() {
+        for (text, server) in [
+            ("oci://r.io:5000/a:v1", "r.io:5000"),
+            ("https://h/a?x#y", "h"),
+            ("http://[::1]:80/a", "[::1]"),
+            ("http://[::1]:81/a", "[::1]:81"),
+            ("file:///a", ""),
+        ] {
+            assert_eq!(url(text).server(), server, "{text}");
+        }
     }
 
     #[test]

@@ -110,7 +110,7 @@ struct Asked {
 }
 
 impl Resolver {
-    /// At most `concurrency` fetches run at once from one host; their tasks are tracked by `tracker`.
+    /// At most `concurrency` fetches from one server run at once; their tasks are tracked by `tracker`.
     pub fn new(
         store: Store,
         config: ResolveConfig,
@@ -340,9 +340,9 @@ impl Inner {
         .map_err(Arc::new)
     }
 
-    /// A place among those who fetch at once.
+    /// A place among those who fetch from the same server.
     async fn place(&self, asked: &Asked) -> Result<Place, ResolveError> {
-        let place = self.places.take(asked.request.url.host()).await;
+        let place = self.places.take(asked.request.url.server()).await;
         place.ok_or_else(|| ResolveError::Shutdown { url: asked.request.url.to_string() })
     }
 
@@ -417,8 +417,7 @@ impl Inner {
         // The disk works while the module is checked.
         finished.start_sync();
         let payload = finished.payload();
-        // An HTTP or file source has no other digest than that of its bytes.
-        let source = body.body.source().unwrap_or_else(|| SourceDigest::from_bytes(*payload.as_bytes()));
+        let source = body.body.finish(&payload).map_err(|source| asked.fetch_error(source))?;
         if let Some(expected) = asked.request.expected
             && !expected.is_payload(&payload)
             && !source_is_expected

@@ -16,6 +16,7 @@ use crate::support::agent::{Agent, Options};
 use crate::support::control_plane::answer::{Answer, Answering};
 use crate::support::control_plane::{Accepted, ControlPlane, Protocol};
 use crate::support::envoy::Xds;
+use crate::support::sockets::connected_to;
 use crate::support::world::World;
 use crate::support::{eventually, soon};
 
@@ -176,7 +177,6 @@ async fn an_envoy_that_does_not_read_costs_its_queue_and_then_its_stream_ends() 
     let mut control_plane = ControlPlane::tcp(world.address()).await;
     let options = Options::upstream(control_plane.address()).with("relay: {queue_bytes: 4MiB}");
     let mut agent = Agent::start(&world, &options).await;
-    let before = agent.process().open_files();
     // Room for its neighbour on the connection.
     let windows = Windows { stream: 65_535, connection: 1 << 20 };
     let mut connection = Connection::with(&Xds::Unix(agent.socket.clone()), windows).await;
@@ -194,6 +194,7 @@ async fn an_envoy_that_does_not_read_costs_its_queue_and_then_its_stream_ends() 
     // The queue, and what the windows and buffers on both sides take.
     assert!((4 * MIB..8 * MIB).contains(&sent), "{sent} bytes");
     cancelled(&mut upstream).await;
+    drop(upstream);
     assert_eq!(metric(&agent, "wasmferry_stream_ends_total{result=\"envoy_stalled\"}").await, 1);
     given_back(&agent).await;
     exchange(&mut neighbour, &mut neighbours).await;
@@ -203,10 +204,13 @@ async fn an_envoy_that_does_not_read_costs_its_queue_and_then_its_stream_ends() 
     assert!(reason.starts_with("Envoy is too slow: the peer does not read: 4"), "{reason}");
     assert!(agent.process().stderr().contains(&reason), "in the log too");
     drop((connection, neighbour, neighbours, envoy));
-    eventually("no connection that is left over", async || {
-        (agent.process().open_files() <= before).then_some(())
-    })
-    .await;
+    none_left(control_plane.address()).await;
+}
+
+/// Waits until the agent holds no connection to this control plane.
+async fn none_left(control_plane: &Xds) {
+    let Xds::Tcp(address) = control_plane else { panic!("a TCP address") };
+    eventually("no connection that is left over", async || (connected_to(*address) == 0).then_some(())).await;
 }
 
 /// Sends messages until the stream takes no more, or so many; how many it took.
@@ -225,8 +229,7 @@ async fn a_control_plane_that_does_not_read_is_left_with_its_connection() {
     let world = World::new();
     let mut control_plane = ControlPlane::tcp(world.address()).await;
     let options = Options::upstream(control_plane.address()).with("relay: {queue_bytes: 4MiB}");
-    let mut agent = Agent::start(&world, &options).await;
-    let before = agent.process().open_files();
+    let agent = Agent::start(&world, &options).await;
     let mut connection = Connection::open(&Xds::Unix(agent.socket.clone())).await;
     let mut envoy = connection.stream(Protocol::Delta).await;
     let upstream = control_plane.accept().await;
@@ -238,12 +241,34 @@ async fn a_control_plane_that_does_not_read_is_left_with_its_connection() {
     assert!(soon("the end of the sending", sending).await.unwrap() < 100);
     assert_eq!(metric(&agent, "wasmferry_stream_ends_total{result=\"control_plane_stalled\"}").await, 1);
     given_back(&agent).await;
-    drop(connection);
     // It still does not read, and would not see the end of a stream.
-    eventually("no connection that is left over", async || {
-        (agent.process().open_files() <= before).then_some(())
-    })
-    .await;
+    none_left(control_plane.address()).await;
+    drop(upstream);
+}
+
+#[tokio::test]
+async fn a_control_plane_that_is_frozen_keeps_no_connection() {
+    // SETTINGS and WINDOW_UPDATE: it takes a gigabyte. Then it reads nothing, and its kernel's buffers
+    // are full long before the windows are.
+    const HELLO: [u8; 28] = [
+        0, 0, 6, 4, 0, 0, 0, 0, 0, 0, 4, 0x40, 0, 0, 0, //
+        0, 0, 4, 8, 0, 0, 0, 0, 0, 0x3f, 0xff, 0, 0,
+    ];
+    let world = World::new();
+    let address = world.address();
+    let frozen = tokio::net::TcpListener::bind(address).await.unwrap();
+    let options = Options::upstream(&Xds::Tcp(address)).with("relay: {queue_bytes: 4MiB}");
+    let agent = Agent::start(&world, &options).await;
+    let mut connection = Connection::open(&Xds::Unix(agent.socket.clone())).await;
+    let mut envoy = connection.stream(Protocol::Delta).await;
+    let (mut upstream, _) = soon("a connection", frozen.accept()).await.unwrap();
+    tokio::io::AsyncWriteExt::write_all(&mut upstream, &HELLO).await.unwrap();
+    let sender = envoy.take_sender();
+    let sending = tokio::spawn(async move { send_all(&sender, 1000, &message(100_000)).await });
+    assert_eq!(envoy.status().await.0, Code::ResourceExhausted);
+    assert!(soon("the end of the sending", sending).await.unwrap() < 1000);
+    given_back(&agent).await;
+    none_left(&Xds::Tcp(address)).await;
     drop(upstream);
 }
 

@@ -10,6 +10,7 @@ use crate::support::agent::{Agent, Options};
 use crate::support::control_plane::answer::{Answer, Answering};
 use crate::support::control_plane::{Accepted, ControlPlane, Protocol};
 use crate::support::envoy::Xds;
+use crate::support::sockets::{connected_at, connected_to};
 use crate::support::world::World;
 use crate::support::{client, eventually, soon};
 
@@ -375,7 +376,6 @@ async fn garbage_from_an_envoy_ends_its_stream_and_no_other() {
 #[tokio::test]
 async fn sixty_envoys_have_a_stream_upstream_each_and_one_that_goes_takes_only_its_own() {
     let mut bench = Bench::new().await;
-    let before = bench.agent.process().open_files();
     let mut envoys = Vec::new();
     for number in 0..60_u32 {
         let protocol = Protocol::BOTH[number as usize % 2];
@@ -409,6 +409,8 @@ async fn sixty_envoys_have_a_stream_upstream_each_and_one_that_goes_takes_only_i
     drop(upstream);
     assert!(matches!(stream.end().await, Ended::Trailers(trailers) if trailers != HeaderMap::new()));
 
+    let Xds::Tcp(control_plane) = *bench.control_plane.address() else { unreachable!() };
+    eventually("56 connections", async || (connected_to(control_plane) == envoys.len()).then_some(())).await;
     for (_, stream, upstream) in &mut envoys {
         let message = plain(request_type_field(upstream.protocol), CLUSTER);
         stream.send(&message).await;
@@ -418,7 +420,7 @@ async fn sixty_envoys_have_a_stream_upstream_each_and_one_that_goes_takes_only_i
     }
     drop((envoys, _resetting, _ending, _losing));
     eventually("no connection that is left over", async || {
-        (bench.agent.process().open_files() <= before).then_some(())
+        (connected_to(control_plane) + connected_at(bench.agent.tcp) == 0).then_some(())
     })
     .await;
 }

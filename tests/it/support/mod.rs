@@ -19,6 +19,7 @@ pub mod process;
 pub mod pulls;
 pub mod registry;
 pub mod resources;
+pub mod sockets;
 pub mod traffic;
 pub mod world;
 

@@ -123,11 +123,6 @@ impl Process {
         self.end().await
     }
 
-    /// How many files and sockets it has open.
-    pub fn open_files(&self) -> usize {
-        fs::read_dir(format!("/proc/{}/fd", self.pid())).expect("a running process").count()
-    }
-
     /// A field of `/proc/PID/status` in bytes, such as VmRSS or VmHWM.
     pub fn memory(&self, field: &str) -> u64 {
         let status = read(Path::new(&format!("/proc/{}/status", self.pid())));
