@@ -114,7 +114,7 @@ async fn fetch_all(wanted: Vec<Wanted>, config: &Config, output: Output) -> Resu
         tracker.clone(),
     );
     let bars = Bars::new(output == Output::Text && io::stderr().is_terminal());
-    // Of all servers together: whoever waits for this command wants it to leave others some bandwidth.
+    // Of all servers together: how many those are is the user's choice.
     let places = Arc::new(Semaphore::new(config.fetch.concurrency));
     let mut fetches = JoinSet::new();
     for Wanted { url, request } in wanted {

@@ -24,6 +24,9 @@ use crate::digest::{BlobDigest, PayloadDigest};
 use crate::fetch::{FetchConfig, FileAccess};
 use crate::store::StoreConfig;
 
+/// Of a fetch; a silent server is given as long.
+const LIMIT: Duration = Duration::from_secs(120);
+
 const MODULES: [&[u8]; 2] = [
     include_bytes!("../../fixtures/modules/add-header-v1.wasm"),
     include_bytes!("../../fixtures/modules/add-header-v2.wasm"),
@@ -144,10 +147,10 @@ fn resolver(folder: &TempDir, clock: &ManualClock, concurrency: usize, tracker: 
     let clock = Clock::Manual(clock.clone());
     let directory = folder.path().join("store");
     let store = Store::open(&StoreConfig { directory }, clock.clone()).unwrap();
-    let fetch = FetchConfig { files: FileAccess::Any, ..FetchConfig::default() };
+    let fetch = FetchConfig { files: FileAccess::Any, progress_timeout: LIMIT * 4, ..FetchConfig::default() };
     let config = ResolveConfig {
         fetcher: Fetcher::new(fetch, clock.clone()),
-        timeout: Duration::from_secs(120),
+        timeout: LIMIT,
         limits: Limits::default(),
         budgets: Budgets::default(),
     };
@@ -290,23 +293,39 @@ async fn a_server_that_stands_still_delays_no_module_of_another() {
 }
 
 #[tokio::test]
-async fn the_short_limit_of_who_asked_first_fails_nobody_who_has_more_time() {
+async fn the_limit_of_who_asked_first_fails_nobody_who_has_more_time() {
     let place = Place::new(4).await;
     place.shop.offer("slow:t", MODULES[0]);
     place.shop.open.send_replace(false);
-    let short = ModuleRequest { timeout: Some(Duration::from_secs(1)), ..place.always("slow:t", "1") };
-    let first = place.ask(short.clone());
+    let patient = |version| {
+        let timeout = Some(LIMIT * 3);
+        place.ask(ModuleRequest { timeout, ..place.always("slow:t", version) })
+    };
+    let first = place.ask(place.always("slow:t", "1"));
     place.shop.was_asked(1, 1).await;
     // The same question, and another one that comes to the same download.
-    let same = place.ask(place.always("slow:t", "1"));
-    let other = place.ask(place.always("slow:t", "2"));
+    let (same, other) = (patient("1"), patient("2"));
     place.shop.was_asked(2, 1).await;
-    place.clock.advance(Duration::from_secs(2));
+    place.clock.advance(LIMIT * 2);
     assert_eq!(label(first.await.unwrap()), "timeout");
     place.shop.open.send_replace(true);
     for outcome in [same, other] {
         assert_eq!(payload(&outcome.await.unwrap()), PayloadDigest::of(MODULES[0]));
     }
+}
+
+#[tokio::test]
+async fn a_resource_that_would_not_wait_long_does_not_cut_short_what_others_wait_for() {
+    let place = Place::new(4).await;
+    place.shop.offer("slow:t", MODULES[0]);
+    place.shop.open.send_replace(false);
+    let hasty = ModuleRequest { timeout: Some(LIMIT / 60), ..place.request("slow:t") };
+    let hasty = place.ask(hasty);
+    place.shop.was_asked(1, 1).await;
+    place.clock.advance(LIMIT / 2);
+    place.shop.open.send_replace(true);
+    assert_eq!(payload(&hasty.await.unwrap()), PayloadDigest::of(MODULES[0]));
+    assert_eq!(place.shop.asked(), (1, 1));
 }
 
 #[tokio::test]

@@ -313,7 +313,7 @@ async fn what_cannot_be_decoded_is_rejected_by_name_and_never_quoted() {
         }
         assert!(!reason.contains("hunter2") && !reason.contains("file://"), "{reason}");
         let seen = envoy.response().await;
-        assert_eq!(seen.resources, [good.clone()], "its neighbour is delivered");
+        assert_eq!(seen.resources, std::slice::from_ref(&good), "its neighbour is delivered");
         envoy.ack(&seen).await;
 
         // Whole again.
