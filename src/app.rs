@@ -30,6 +30,10 @@ use crate::xds::state::States;
 /// Only the agent's own user may ask for everything.
 const ADMIN_ACCESS: SocketAccess = SocketAccess { mode: 0o600, group: None };
 
+/// What Envoys send is little beside what they are sent: this part of the budget is enough for it, and
+/// leaves the rest to the control planes whatever Envoys do.
+const REQUESTS_SHARE: u64 = 4;
+
 /// Why an agent does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -160,6 +164,7 @@ impl App {
             upstream,
             resolver,
             settings,
+            requests_budget: budget.part(config.relay.in_flight_bytes / REQUESTS_SHARE),
             budget,
             clock: clock.clone(),
             metrics,

@@ -14,6 +14,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus_client::registry::Registry;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -66,6 +67,10 @@ pub struct Shown {
     pub refresh: Box<dyn Fn() + Send + Sync>,
 }
 
+/// So many clients are served at once, so that they leave file descriptors to the Envoys. A probe that
+/// comes on top waits.
+const CONNECTIONS: usize = 64;
+
 /// A client that takes longer to send its request's head is dropped.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -89,14 +94,24 @@ pub async fn serve(
     tracker: TaskTracker,
     shutdown: CancellationToken,
 ) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let next = async || {
+        // Never closed.
+        let place = places.clone().acquire_owned().await.ok();
+        bound.accept().await.map(|stream| (stream, place))
+    };
     loop {
         let accepted = tokio::select! {
             () = shutdown.cancelled() => return,
-            accepted = bound.accept() => accepted,
+            accepted = next() => accepted,
         };
         match accepted {
-            Ok(stream) => {
-                tracker.spawn(connection(stream, face, shown.clone(), shutdown.clone()));
+            Ok((stream, place)) => {
+                let connection = connection(stream, face, shown.clone(), shutdown.clone());
+                tracker.spawn(async move {
+                    connection.await;
+                    drop(place);
+                });
             }
             Err(error) => {
                 tracing::warn!(address = %bound.address, "cannot accept a connection: {error}");

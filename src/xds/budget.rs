@@ -11,23 +11,36 @@ pub const FREE_BYTES: usize = 64 * 1024;
 
 /// The budget, in bytes. Clones share it.
 #[derive(Clone, Debug)]
-pub struct Budget(Arc<Semaphore>);
+pub struct Budget {
+    whole: Arc<Semaphore>,
+    /// What of it may be used through this one.
+    part: Option<Arc<Semaphore>>,
+}
+
+fn semaphore(bytes: u64) -> Arc<Semaphore> {
+    let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+    Arc::new(Semaphore::new(bytes.min(Semaphore::MAX_PERMITS)))
+}
 
 impl Budget {
     /// A budget of `bytes`.
     pub fn new(bytes: u64) -> Self {
-        let bytes = usize::try_from(bytes).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);
-        Self(Arc::new(Semaphore::new(bytes)))
+        Self { whole: semaphore(bytes), part: None }
+    }
+
+    /// The same budget, of which at most `bytes` may be used through what is returned and its clones.
+    pub fn part(&self, bytes: u64) -> Self {
+        Self { whole: self.whole.clone(), part: Some(semaphore(bytes)) }
     }
 
     /// Begins to count a message.
     pub fn message(&self) -> Held {
-        Held { budget: self.clone(), bytes: 0, permit: None }
+        Held { budget: self.clone(), bytes: 0, permits: Vec::new() }
     }
 
     /// Bytes that nobody holds.
     pub fn available(&self) -> usize {
-        self.0.available_permits()
+        self.whole.available_permits()
     }
 }
 
@@ -36,7 +49,8 @@ impl Budget {
 pub struct Held {
     budget: Budget,
     bytes: usize,
-    permit: Option<OwnedSemaphorePermit>,
+    /// One of each semaphore that the budget has, all for as many bytes; none where nothing counts.
+    permits: Vec<OwnedSemaphorePermit>,
 }
 
 impl Held {
@@ -44,10 +58,13 @@ impl Held {
     /// before it returns.
     pub async fn grow(&mut self, more: usize) {
         if let Some(owed) = self.owed(more) {
-            // The semaphore is never closed, so this never fails.
-            if let Ok(permit) = self.budget.0.clone().acquire_many_owned(owed).await {
-                self.keep(permit);
+            let mut permits = Vec::with_capacity(2);
+            // The part's first: who waits for that holds nothing of the whole.
+            for semaphore in self.budget.semaphores() {
+                // The semaphores are never closed, so this never fails.
+                permits.extend(semaphore.acquire_many_owned(owed).await);
             }
+            self.keep(permits);
         }
         self.bytes += more;
     }
@@ -55,8 +72,12 @@ impl Held {
     /// Counts `more` bytes if there is room for them now, and whether there was.
     pub fn try_grow(&mut self, more: usize) -> bool {
         if let Some(owed) = self.owed(more) {
-            let Ok(permit) = self.budget.0.clone().try_acquire_many_owned(owed) else { return false };
-            self.keep(permit);
+            let mut permits = Vec::with_capacity(2);
+            for semaphore in self.budget.semaphores() {
+                let Ok(permit) = semaphore.try_acquire_many_owned(owed) else { return false };
+                permits.push(permit);
+            }
+            self.keep(permits);
         }
         self.bytes += more;
         true
@@ -66,7 +87,9 @@ impl Held {
     pub fn shrink(&mut self, less: usize) {
         self.bytes = self.bytes.saturating_sub(less);
         let excess = self.counted().saturating_sub(self.bytes.saturating_sub(FREE_BYTES));
-        drop(self.permit.as_mut().and_then(|permit| permit.split(excess)));
+        for permit in &mut self.permits {
+            drop(permit.split(excess));
+        }
     }
 
     /// Gives back everything.
@@ -76,7 +99,7 @@ impl Held {
 
     /// Bytes that are counted: all but the free part.
     pub fn counted(&self) -> usize {
-        self.permit.as_ref().map_or(0, OwnedSemaphorePermit::num_permits)
+        self.permits.first().map_or(0, OwnedSemaphorePermit::num_permits)
     }
 
     /// What `more` bytes add to the counted ones.
@@ -85,11 +108,21 @@ impl Held {
         u32::try_from(owed).ok().filter(|owed| *owed > 0)
     }
 
-    fn keep(&mut self, permit: OwnedSemaphorePermit) {
-        match &mut self.permit {
-            Some(held) => held.merge(permit),
-            none => *none = Some(permit),
+    fn keep(&mut self, permits: Vec<OwnedSemaphorePermit>) {
+        if self.permits.is_empty() {
+            self.permits = permits;
+        } else {
+            for (held, more) in self.permits.iter_mut().zip(permits) {
+                held.merge(more);
+            }
         }
+    }
+}
+
+impl Budget {
+    /// What has to have room, in the order in which it is taken.
+    fn semaphores(&self) -> impl Iterator<Item = Arc<Semaphore>> + use<> {
+        self.part.clone().into_iter().chain([self.whole.clone()])
     }
 }
 
@@ -129,6 +162,23 @@ mod tests {
     #[test]
     fn a_budget_may_be_larger_than_a_single_claim() {
         assert_eq!(Budget::new(64 << 30).available(), 64 << 30);
+    }
+
+    #[tokio::test]
+    async fn who_spends_a_part_leaves_the_rest_to_others() {
+        let budget = Budget::new(1000);
+        let part = budget.part(400);
+        let mut greedy = part.message();
+        greedy.grow(FREE_BYTES + 400).await;
+        assert!(part.message().grow(FREE_BYTES + 1).now_or_never().is_none());
+        assert!(!part.message().try_grow(FREE_BYTES + 1));
+        assert_eq!(budget.available(), 600, "who waits for the part holds nothing of the whole");
+        assert!(budget.message().grow(FREE_BYTES + 600).now_or_never().is_some());
+        greedy.shrink(100);
+        assert_eq!(budget.available(), 700);
+        drop(greedy);
+        assert!(part.message().grow(FREE_BYTES + 400).now_or_never().is_some());
+        assert_eq!(budget.available(), 1000);
     }
 
     #[tokio::test]

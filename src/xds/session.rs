@@ -48,6 +48,9 @@ pub struct Shared {
     pub resolver: Resolver,
     pub settings: watch::Receiver<RelaySettings>,
     pub budget: Budget,
+    /// The part of the budget that is for what Envoys send, which is little: so no Envoy can keep
+    /// others from being sent something by filling it.
+    pub requests_budget: Budget,
     pub clock: Clock,
     pub metrics: Metrics,
     pub states: States,
@@ -294,7 +297,7 @@ pub fn start(
     let settings = shared.settings.borrow().clone();
     let (to_envoy, envoy_body) = outbox(settings.queue_bytes, &shared.budget);
     let control = Control::open(shared, variant, path, metadata, settings.queue_bytes);
-    let from_envoy = Messages::new(body, ENVOY_LIMIT, shared.budget.clone(), shared.clock.clone());
+    let from_envoy = Messages::new(body, ENVOY_LIMIT, shared.requests_budget.clone(), shared.clock.clone());
     let entry = shared.states.enter();
     let session = Session {
         variant,

@@ -151,38 +151,35 @@ impl Envoy {
 
     /// The next response, where there is something to say.
     pub fn respond(&mut self, slots: &mut BTreeMap<String, Slot>) -> Option<EnvoyResponse> {
-        let mut carried = self.choose(slots, None);
-        if carried.iter().all(|entry| !entry.2) && self.removed.is_empty() {
-            // Nothing is ready but what was rejected among others: one of those is tried alone.
-            let suspect = slots.iter().find(|(_, slot)| slot.awaits_trial()).map(|(name, _)| name.clone())?;
-            carried = self.choose(slots, Some(&suspect));
-        }
-        if self.variant == Variant::Delta {
-            carried.retain(|(_, _, send)| *send);
-        } else {
+        let mut news = self.choose(slots);
+        if self.variant == Variant::StateOfTheWorld {
             // A name that is absent from a state-of-the-world response is unchanged: there is no
             // way to say that one was removed.
             self.removed.clear();
         }
-        if !carried.iter().any(|(_, _, send)| *send) && self.removed.is_empty() {
+        let again = slots.iter().any(|(name, slot)| self.again.contains(name) && slot.held().is_some());
+        if news.is_empty() && !again && self.removed.is_empty() {
             return None;
         }
-        self.again.clear();
         let mut sent = Sent { nonce: self.next_nonce(), carried: Vec::new(), changed: Vec::new() };
-        let mut resources = Vec::new();
-        for (name, candidate, _) in &carried {
-            resources.push(encode(name, candidate));
-            sent.carried.push((name.clone(), candidate.hash));
-            if let Some(slot) = slots.get_mut(name) {
-                if slot.sent() != Some(candidate.hash) {
-                    sent.changed.push((name.clone(), candidate.hash));
-                }
-                slot.mark_sent(candidate.clone());
+        let (mut resources, mut versions) = (Vec::new(), Vec::new());
+        for (name, slot) in slots.iter_mut().filter(|(name, _)| self.wants(name)) {
+            if let Some(candidate) = news.remove(name) {
+                sent.changed.push((name.clone(), candidate.hash));
+                slot.mark_sent(candidate);
+            } else if self.variant == Variant::Delta && !self.again.contains(name) {
+                continue;
             }
+            // In the state of the world what Envoy has goes along, byte for byte as it was.
+            let Some(carried) = slot.held() else { continue };
+            resources.push(encode(name, carried));
+            versions.push(carried.hash);
+            sent.carried.push((name.clone(), carried.hash));
         }
-        let hashes: Vec<&[u8]> = carried.iter().map(|(_, candidate, _)| candidate.hash.as_slice()).collect();
+        self.again.clear();
+        let versions: Vec<&[u8]> = versions.iter().map(<[u8; 16]>::as_slice).collect();
         let response = EnvoyResponse {
-            version: hex::encode(hash(&hashes)),
+            version: hex::encode(hash(&versions)),
             nonce: sent.nonce.clone(),
             resources,
             removed: std::mem::take(&mut self.removed).into_iter().collect(),
@@ -191,17 +188,27 @@ impl Envoy {
         Some(response)
     }
 
-    /// What a response would carry, in the order of names, each with whether it has to be sent.
-    fn choose(&self, slots: &BTreeMap<String, Slot>, trial: Option<&str>) -> Vec<(String, Candidate, bool)> {
-        slots
-            .iter()
-            .filter(|(name, _)| self.wants(name))
-            .filter_map(|(name, slot)| {
-                let candidate = slot.presentable(trial == Some(name))?;
-                let send = slot.sent() != Some(candidate.hash) || self.again.contains(name);
-                Some((name.clone(), candidate, send))
-            })
-            .collect()
+    /// The news for Envoy that go into the next response. Envoy does not say which one of several it
+    /// rejected, nor which ones it has looked at before that. So while there are suspects, what it has
+    /// accepted before comes first and anything else alone, the suspects last; and a fallback, of a
+    /// type that Envoy may not expect, goes alone from the start.
+    fn choose(&self, slots: &BTreeMap<String, Slot>) -> BTreeMap<String, Candidate> {
+        let wanted = || slots.iter().filter(|(name, _)| self.wants(name));
+        let careful = wanted().any(|(_, slot)| slot.trial().is_some());
+        let (mut together, mut alone) = (BTreeMap::new(), None);
+        for (name, slot) in wanted() {
+            let Some(news) = slot.news() else { continue };
+            if (careful || news.fallback) && !slot.is_proven(&news) {
+                alone.get_or_insert((name.clone(), news));
+            } else {
+                together.insert(name.clone(), news);
+            }
+        }
+        if together.is_empty() {
+            let trial = || wanted().find_map(|(name, slot)| Some((name.clone(), slot.trial()?)));
+            together.extend(alone.or_else(trial));
+        }
+        together
     }
 
     fn next_nonce(&mut self) -> String {

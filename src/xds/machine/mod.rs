@@ -421,11 +421,12 @@ impl Machine {
         // and are tried one by one.
         let alone = sent.changed.len() == 1;
         for (name, hash) in &sent.changed {
-            if let Some(slot) = self.slots.get_mut(name) {
-                slot.rejected(*hash, alone);
-                if alone {
-                    self.control.rejected(name);
-                }
+            // Also where it was unsubscribed from and is wanted again: Envoy remembers.
+            if self.envoy.wants(name) {
+                self.slots.entry(name.clone()).or_default().rejected(*hash, alone);
+            }
+            if alone {
+                self.control.rejected(name);
             }
         }
         self.actions.push(Action::Note(Note::Rejected { names, reason: reason.to_owned() }));

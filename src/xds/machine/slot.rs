@@ -137,8 +137,10 @@ pub struct Slot {
     hold_until: Option<Instant>,
     /// What Envoy ought to have.
     candidate: Option<Candidate>,
-    /// The last config of the control plane's that Envoy accepted.
+    /// The last config that Envoy accepted; a fallback only where it accepted nothing better.
     accepted: Option<Candidate>,
+    /// That was the resend of a suspect, which Envoy accepts unread where it read it before.
+    accepted_unread: bool,
     /// What the last response to Envoy carried.
     sent: Option<Candidate>,
     /// Whether Envoy has judged what was sent.
@@ -276,31 +278,48 @@ impl Slot {
         self.doubts.iter().find(|(hash, _)| *hash == candidate.hash).map(|(_, doubt)| *doubt)
     }
 
-    /// What Envoy is to have now. A suspect stands back unless it is its turn to be tried.
-    pub fn presentable(&self, trial: bool) -> Option<Candidate> {
-        let fit = |candidate: &Candidate, trial: bool| match self.doubt(candidate) {
-            None => true,
-            Some(Doubt::Suspect) => trial,
-            Some(Doubt::Rejected) => false,
-        };
+    /// An accepted config repairs what a rejected one left behind in Envoy, and where there is none,
+    /// the fallback does. A fallback never takes the place of what works.
+    fn stand_in(&self) -> Option<Candidate> {
+        let works = self.accepted.as_ref().filter(|accepted| !accepted.fallback);
+        works.cloned().or_else(|| self.fallback()).or_else(|| self.accepted.clone())
+    }
+
+    /// What Envoy is to have now: what it ought to have, or what stands in for that.
+    fn presentable(&self) -> Option<Candidate> {
         let candidate = self.candidate.as_ref()?;
-        // What is about to be replaced is not worth a trial.
-        if fit(candidate, trial && candidate.generation == self.generation) {
-            return Some(candidate.clone());
+        match self.doubt(candidate) {
+            None => Some(candidate.clone()),
+            Some(_) => self.stand_in().filter(|stand_in| self.doubt(stand_in).is_none()),
         }
-        // An accepted config repairs what a rejected one left behind in Envoy, and where there is
-        // none, the fallback does. A fallback never takes the place of what works.
-        let stand_in = self.accepted.clone().or_else(|| self.fallback());
-        stand_in.filter(|candidate| fit(candidate, trial))
     }
 
-    /// Whether what Envoy is to have is a suspect that waits for its turn.
-    pub fn awaits_trial(&self) -> bool {
+    /// What Envoy is to have and has not.
+    pub fn news(&self) -> Option<Candidate> {
+        self.presentable().filter(|candidate| self.sent() != Some(candidate.hash))
+    }
+
+    /// A suspect that Envoy ought to have, or that could stand in for it. The stand-in first: only
+    /// after another config Envoy takes a second look at one that it rejected.
+    pub fn trial(&self) -> Option<Candidate> {
         let suspect = |candidate: &Candidate| self.doubt(candidate) == Some(Doubt::Suspect);
-        !self.doubts.is_empty() && self.presentable(true).is_some_and(|candidate| suspect(&candidate))
+        let doubted = self.candidate.as_ref().filter(|candidate| self.doubt(candidate).is_some())?;
+        // What is about to be replaced is not worth a trial.
+        let current = doubted.generation == self.generation;
+        self.stand_in().filter(suspect).or_else(|| Some(doubted.clone()).filter(|c| current && suspect(c)))
     }
 
-    pub fn sent(&self) -> Option<Hash> {
+    /// Whether Envoy has accepted this.
+    pub fn is_proven(&self, candidate: &Candidate) -> bool {
+        self.accepted.as_ref().is_some_and(|accepted| accepted.hash == candidate.hash)
+    }
+
+    /// What Envoy has, as far as it has said.
+    pub fn held(&self) -> Option<&Candidate> {
+        self.sent.as_ref()
+    }
+
+    fn sent(&self) -> Option<Hash> {
         self.sent.as_ref().map(|sent| sent.hash)
     }
 
@@ -321,7 +340,9 @@ impl Slot {
     /// Envoy accepted a response that carried this.
     pub fn accepted(&mut self, hash: Hash) {
         let Some(sent) = self.sent.as_ref().filter(|sent| sent.hash == hash) else { return };
-        if !sent.fallback {
+        let better = !sent.fallback || self.accepted.as_ref().is_none_or(|accepted| accepted.fallback);
+        if better && !self.is_proven(sent) {
+            self.accepted_unread = self.attempted == Some(hash) && self.doubt(sent).is_some();
             self.accepted = Some(sent.clone());
         }
         self.judged = true;
@@ -348,12 +369,15 @@ impl Slot {
         self.judged = false;
         self.attempted = Some(hash);
         self.doubts.retain(|(doubted, _)| *doubted != hash);
+        // What Envoy takes no longer still runs, and is not to be replaced by a fallback. What it
+        // may never have read does not.
+        self.accepted.take_if(|accepted| alone && self.accepted_unread && accepted.hash == hash);
         self.doubts.push((hash, if alone { Doubt::Rejected } else { Doubt::Suspect }));
     }
 
     /// What Envoy runs, as far as it has been told.
     pub fn serving(&self) -> Serving {
-        match (&self.candidate, self.presentable(false)) {
+        match (&self.candidate, self.presentable()) {
             (_, None) => Serving::Nothing,
             (_, Some(shown)) if shown.fallback => Serving::Fallback,
             (Some(candidate), Some(shown)) if shown.hash == candidate.hash => {

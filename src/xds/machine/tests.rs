@@ -91,6 +91,8 @@ struct Bench {
     responses: Vec<EnvoyResponse>,
     requests: Vec<ControlRequest>,
     fetches: Vec<(String, u64)>,
+    /// What each of them is of.
+    urls: Vec<String>,
     notes: Vec<Note>,
     names: BTreeSet<String>,
     sent: u64,
@@ -109,6 +111,7 @@ impl Bench {
             responses: Vec::new(),
             requests: Vec::new(),
             fetches: Vec::new(),
+            urls: Vec::new(),
             notes: Vec::new(),
             names: BTreeSet::new(),
             sent: 0,
@@ -127,7 +130,10 @@ impl Bench {
                     self.responses.push(response);
                 }
                 Action::Request(request) => self.requests.push(request),
-                Action::Fetch { name, generation, .. } => self.fetches.push((name, generation)),
+                Action::Fetch { name, generation, request } => {
+                    self.fetches.push((name, generation));
+                    self.urls.push(request.url.to_string());
+                }
                 Action::Note(note) => self.notes.push(note),
             }
         }
