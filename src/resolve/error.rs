@@ -11,7 +11,7 @@ use crate::wasm::{ModuleError, UnpackError};
 /// Why a request for a module failed. The text names the module and never holds a secret.
 #[derive(Debug, thiserror::Error)]
 pub enum ResolveError {
-    #[error("{url}: {}", with_causes(source))]
+    #[error("{}", about(url, source))]
     Fetch { url: String, source: FetchError },
     #[error("{url}: cannot take the module out: {}", with_causes(source))]
     Unpack { url: String, source: UnpackError },
@@ -25,6 +25,12 @@ pub enum ResolveError {
     Fault { url: String },
     #[error("{url}: the agent is shutting down")]
     Shutdown { url: String },
+}
+
+/// The failed fetch in one line. Nearly all its reasons name the module themselves.
+fn about(url: &str, source: &FetchError) -> String {
+    let reason = with_causes(source);
+    if reason.contains(url) { reason } else { format!("{url}: {reason}") }
 }
 
 impl ResolveError {
