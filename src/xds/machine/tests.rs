@@ -5,6 +5,8 @@ mod resume;
 
 use std::path::Path;
 
+use bytes::Bytes;
+
 use super::*;
 use crate::protobuf::messages::{Any, Resource, TypedExtensionConfig};
 use crate::protobuf::{type_url, wire};

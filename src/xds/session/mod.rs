@@ -1,34 +1,35 @@
 //! One stream of one Envoy and its stream upstream. A single task reads both and never waits to
 //! write: what is to be written goes into bounded outboxes that the connections drain.
 
-use std::collections::VecDeque;
-use std::pin::Pin;
+mod control;
+mod end;
+mod notes;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::{HeaderMap, StatusCode};
+use http::HeaderMap;
 use hyper::body::Incoming as HyperBody;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tonic::{Code, Status};
 
+use self::control::{Control, ReadWith};
+use self::end::End;
+use self::notes::shown;
 use super::budget::Budget;
-use super::frame::{FrameError, Incoming, Message, Messages, STALL_LIMIT};
+use super::frame::{Incoming, Message, Messages, STALL_LIMIT};
 use super::intercept::{self, INTERCEPTED};
-use super::machine::{Action, Failure, Machine, Note, Settings, Variant};
-use super::outbox::{Outbox, OutboxBody, Overflow, outbox};
-use super::state::{Entry, ResourceState, States, StreamState};
+use super::machine::{Action, Failure, Machine, Settings, Variant};
+use super::outbox::{Outbox, OutboxBody, outbox};
+use super::state::{Entry, States};
 use crate::clock::Clock;
-use crate::metrics::{MessageLabels, Metrics, result};
+use crate::metrics::{Metrics, result};
 use crate::module::Module;
-use crate::protobuf::{WireError, messages};
+use crate::protobuf::messages;
 use crate::resolve::{ResolveError, Resolver};
 use crate::upstream::Upstream;
-use crate::upstream::directory::Snapshot;
-use crate::upstream::directory::serve;
-use crate::upstream::grpc::{self, ControlPlane};
 
 /// The largest message that the control plane may send, in bytes.
 pub const CONTROL_PLANE_LIMIT: usize = 256 * 1024 * 1024;
@@ -64,207 +65,6 @@ pub struct RelaySettings {
     /// Bytes that may wait for a peer that does not read.
     pub queue_bytes: usize,
     pub machine: Settings,
-}
-
-/// Why a stream ends, where no peer said so itself.
-#[derive(Debug, thiserror::Error)]
-enum End {
-    #[error("the control plane ended the stream")]
-    ControlPlane(Option<HeaderMap>),
-    #[error("Envoy ended the stream")]
-    Envoy,
-    #[error("Envoy's stream broke: {0}")]
-    FromEnvoy(FrameError),
-    #[error("Envoy reset the stream, or its connection ended")]
-    EnvoyGone,
-    #[error("the control plane's stream broke: {0}")]
-    FromControlPlane(FrameError),
-    #[error("{0}")]
-    Unreachable(String),
-    #[error("Envoy sent a malformed message: {0}")]
-    MalformedRequest(WireError),
-    #[error("the control plane sent a malformed message: {0}")]
-    MalformedResponse(WireError),
-    #[error("Envoy asks for more names than {NAMES_LIMIT} bytes hold")]
-    TooManyNames,
-    #[error("Envoy is too slow: {0}")]
-    EnvoyStalled(Overflow),
-    #[error("the control plane is too slow: {0}")]
-    ControlPlaneStalled(Overflow),
-    #[error("the agent is shutting down")]
-    Shutdown,
-}
-
-impl End {
-    fn label(&self) -> &'static str {
-        match self {
-            End::ControlPlane(_) => "control_plane",
-            End::Envoy => "envoy",
-            End::FromEnvoy(_) | End::EnvoyGone => "envoy_broken",
-            End::FromControlPlane(_) => "control_plane_broken",
-            End::Unreachable(_) => "control_plane_unreachable",
-            End::MalformedRequest(_) => "malformed_request",
-            End::MalformedResponse(_) => "malformed_response",
-            End::TooManyNames => "too_many_names",
-            End::EnvoyStalled(_) => "envoy_stalled",
-            End::ControlPlaneStalled(_) => "control_plane_stalled",
-            End::Shutdown => "shutdown",
-        }
-    }
-
-    /// The trailers that Envoy gets: the control plane's own where it sent some.
-    fn trailers(self) -> HeaderMap {
-        let code = match &self {
-            End::ControlPlane(Some(trailers)) if trailers.contains_key(Status::GRPC_STATUS) => {
-                return trailers.clone();
-            }
-            End::Envoy => Code::Ok,
-            End::EnvoyGone => Code::Cancelled,
-            End::TooManyNames | End::EnvoyStalled(_) | End::ControlPlaneStalled(_) => Code::ResourceExhausted,
-            End::FromEnvoy(error) | End::FromControlPlane(error)
-                if matches!(error, FrameError::TooLarge { .. } | FrameError::NoRoom { .. }) =>
-            {
-                Code::ResourceExhausted
-            }
-            End::MalformedRequest(_) | End::FromEnvoy(_) => Code::InvalidArgument,
-            End::MalformedResponse(_) | End::FromControlPlane(FrameError::Compressed) => Code::Internal,
-            End::ControlPlane(_) | End::FromControlPlane(_) | End::Unreachable(_) | End::Shutdown => {
-                Code::Unavailable
-            }
-        };
-        let mut trailers = HeaderMap::new();
-        // A status of ours always fits into headers.
-        let _ = Status::new(code, self.to_string()).add_header(&mut trailers);
-        trailers
-    }
-}
-
-type Opening = Pin<Box<dyn Future<Output = Result<grpc::Stream, String>> + Send>>;
-
-/// The upstream side of a stream.
-enum Control {
-    /// A control plane over gRPC.
-    Grpc { outbox: Outbox, stream: GrpcStream },
-    /// The directory of plugin files, which answers in this task.
-    Directory { session: serve::Session, snapshots: watch::Receiver<Arc<Snapshot>>, answers: VecDeque<Bytes> },
-    /// Envoy has ended its side; what still comes is read.
-    HalfClosed { stream: GrpcStream },
-}
-
-enum GrpcStream {
-    Opening(Opening),
-    Open { messages: Box<Messages<tonic::body::Body>>, _connection: grpc::Connection },
-}
-
-/// What is needed to read a control plane's stream.
-struct ReadWith {
-    budget: Budget,
-    clock: Clock,
-}
-
-impl GrpcStream {
-    /// Cancel safe: an opening that is interrupted is continued by the next call.
-    async fn next(&mut self, with: &ReadWith) -> Result<Message, End> {
-        loop {
-            match self {
-                GrpcStream::Opening(opening) => {
-                    let grpc::Stream { response, connection } = opening.await.map_err(End::Unreachable)?;
-                    if response.status() != StatusCode::OK {
-                        let status = response.status();
-                        let reason = format!("the control plane answered with HTTP status {status}");
-                        return Err(End::Unreachable(reason));
-                    }
-                    if response.headers().contains_key(Status::GRPC_STATUS) {
-                        return Err(End::ControlPlane(Some(trailers_only(response.headers()))));
-                    }
-                    let body = response.into_body();
-                    let (budget, clock) = (with.budget.clone(), with.clock.clone());
-                    let messages = Messages::new(body, CONTROL_PLANE_LIMIT, budget, clock);
-                    *self = GrpcStream::Open { messages: Box::new(messages), _connection: connection };
-                }
-                GrpcStream::Open { messages, .. } => {
-                    return match messages.next().await.map_err(End::FromControlPlane)? {
-                        Incoming::Message(message) => Ok(message),
-                        Incoming::End(trailers) => Err(End::ControlPlane(trailers)),
-                    };
-                }
-            }
-        }
-    }
-}
-
-/// A response of headers alone carries in them what trailers would.
-fn trailers_only(headers: &HeaderMap) -> HeaderMap {
-    let mut trailers = headers.clone();
-    trailers.remove(http::header::CONTENT_TYPE);
-    trailers.remove(http::header::CONTENT_LENGTH);
-    trailers
-}
-
-impl Control {
-    fn open(
-        shared: &Shared,
-        variant: Variant,
-        path: &'static str,
-        metadata: HeaderMap,
-        limit: usize,
-    ) -> Self {
-        match &shared.upstream {
-            Upstream::Grpc(plane) => {
-                let (outbox, body) = outbox(limit, &shared.budget);
-                let opening = ControlPlane::clone(plane).open(path, metadata, body);
-                let opening = async move { opening.await.map_err(|error| error.to_string()) };
-                Control::Grpc { outbox, stream: GrpcStream::Opening(Box::pin(opening)) }
-            }
-            Upstream::Directory(snapshots) => Control::Directory {
-                session: serve::Session::new(variant),
-                snapshots: snapshots.clone(),
-                answers: VecDeque::new(),
-            },
-        }
-    }
-
-    /// Sends a message upstream. Never waits.
-    fn send(&mut self, message: Message) -> Result<(), End> {
-        match self {
-            Control::Grpc { outbox, .. } => outbox.push(message).map_err(End::ControlPlaneStalled),
-            Control::Directory { session, snapshots, answers } => {
-                let snapshot = snapshots.borrow().clone();
-                let answer = session.on_request(&message.bytes, &snapshot).map_err(End::MalformedRequest)?;
-                answers.extend(answer);
-                Ok(())
-            }
-            Control::HalfClosed { .. } => Ok(()),
-        }
-    }
-
-    /// The next message from upstream. Cancel safe.
-    async fn next(&mut self, with: &ReadWith) -> Result<Message, End> {
-        match self {
-            Control::Grpc { stream, .. } | Control::HalfClosed { stream } => stream.next(with).await,
-            Control::Directory { session, snapshots, answers } => loop {
-                if let Some(answer) = answers.pop_front() {
-                    return Ok(Message::own(answer));
-                }
-                if snapshots.changed().await.is_err() {
-                    return Err(End::Shutdown);
-                }
-                let snapshot = snapshots.borrow_and_update().clone();
-                answers.extend(session.on_snapshot(&snapshot));
-            },
-        }
-    }
-
-    /// Envoy has ended its side: so do we.
-    fn half_close(self) -> Result<Self, End> {
-        match self {
-            Control::Grpc { outbox, stream } => {
-                outbox.finish(None);
-                Ok(Control::HalfClosed { stream })
-            }
-            Control::Directory { .. } | Control::HalfClosed { .. } => Err(End::Envoy),
-        }
-    }
 }
 
 type Fetched = (String, u64, Result<Module, Arc<ResolveError>>);
@@ -523,68 +323,6 @@ impl Session {
         self.publish();
         Ok(())
     }
-
-    fn note(&self, note: Note) {
-        let count = |what| self.shared.metrics.resources.get_or_create(&result(what)).inc();
-        let (listener, node) = (&*self.listener, self.node_id.as_str());
-        match note {
-            Note::FetchFailed { name, failure, retry_in, serving } => {
-                let next = match retry_in {
-                    Some(pause) => format!("next try in {} ms", pause.as_millis()),
-                    None => "not tried again until the resource changes".to_owned(),
-                };
-                tracing::warn!(
-                    listener, node, resource = name, reason = failure.label, serving = ?serving, next,
-                    "cannot get the module: {}", failure.message
-                );
-            }
-            Note::Recovered { name } => {
-                count("recovered");
-                tracing::info!(listener, node, resource = name, "the module is there after all");
-            }
-            Note::FallbackSent { name } => {
-                count("fallback");
-                tracing::warn!(listener, node, resource = name, "the failure policy's filter stands in");
-            }
-            Note::Rejected { names, reason } => {
-                count("rejected");
-                // A peer's text, which must not look like lines of ours.
-                let reason = shown(&reason);
-                tracing::warn!(listener, node, resources = ?names, "Envoy rejected the config: {reason:?}");
-            }
-            Note::Malformed { name, reason } => {
-                count("malformed");
-                tracing::warn!(
-                    listener,
-                    node,
-                    resource = name,
-                    "the control plane sent a bad resource: {reason}"
-                );
-            }
-        }
-    }
-
-    fn count(&self, from: &'static str, intercepted: bool) {
-        let intercepted = if intercepted { "true" } else { "false" };
-        self.shared.metrics.messages.get_or_create(&MessageLabels { from, intercepted }).inc();
-    }
-
-    fn publish(&self) {
-        self.entry.publish(StreamState {
-            listener: self.listener.to_string(),
-            node: self.node_id.clone(),
-            variant: match self.variant {
-                Variant::StateOfTheWorld => "state_of_the_world",
-                Variant::Delta => "delta",
-            },
-            resources: self.machine.slots().map(|(name, slot)| ResourceState::of(name, slot)).collect(),
-        });
-    }
-}
-
-/// So much of a peer's text as is shown.
-fn shown(text: &str) -> String {
-    text.chars().take(SHOWN_LIMIT).collect()
 }
 
 enum Step {
