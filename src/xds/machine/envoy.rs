@@ -55,6 +55,8 @@ pub struct Envoy {
     outstanding: Option<Sent>,
     /// Names to send again although nothing changed.
     again: BTreeSet<String>,
+    /// Delta alone: in the state of the world an absent name is unchanged, and there is no way to say
+    /// that one was removed.
     removed: BTreeSet<String>,
 }
 
@@ -152,11 +154,6 @@ impl Envoy {
     /// The next response, where there is something to say.
     pub fn respond(&mut self, slots: &mut BTreeMap<String, Slot>) -> Option<EnvoyResponse> {
         let mut news = self.choose(slots);
-        if self.variant == Variant::StateOfTheWorld {
-            // A name that is absent from a state-of-the-world response is unchanged: there is no
-            // way to say that one was removed.
-            self.removed.clear();
-        }
         let again = slots.iter().any(|(name, slot)| self.again.contains(name) && slot.held().is_some());
         if news.is_empty() && !again && self.removed.is_empty() {
             return None;

@@ -256,10 +256,6 @@ impl Slot {
             return false;
         }
         self.fall_back_at = None;
-        let usable = self.candidate.as_ref().is_some_and(|candidate| !candidate.fallback);
-        if usable || self.envoy_holds {
-            return false;
-        }
         let fallback = self.fallback();
         let changed = fallback.is_some() && fallback != self.candidate;
         if changed {
