@@ -35,6 +35,11 @@ demo: ## Envoy runs a filter out of a registry, and its second version without a
 	$(CARGO) build --locked --release
 	demo/run.sh
 
+.PHONY: bench
+bench: static ## Speed, memory and size of the static binary, beside a bare relay, skopeo and curl
+	scripts/tools.sh envoy registry skopeo curl
+	WASMFERRY=$(CURDIR)/target/$(MUSL)/release/wasmferry $(CARGO) bench --locked --bench bench
+
 .PHONY: static
 static: ## A static release binary, under target/*-linux-musl/release/
 	scripts/tools.sh musl

@@ -30,7 +30,8 @@ use crate::xds::state::States;
 /// Only the agent's own user may ask for everything.
 const ADMIN_ACCESS: SocketAccess = SocketAccess { mode: 0o600, group: None };
 
-/// Of the bytes in flight, one in so many is for what Envoys send.
+/// What Envoys send is little beside what they are sent: this part of the budget is enough for it, and
+/// leaves the rest to the control planes whatever Envoys do.
 const REQUESTS_SHARE: u64 = 4;
 
 /// Why an agent does not start.
@@ -190,12 +191,12 @@ impl App {
         mut reloads: impl AsyncFnMut() -> Result<Config, ConfigError>,
         stop: impl Future<Output = &'static str>,
     ) -> bool {
-        // Apart from the rest, since health is to be seen while the agent drains.
-        let (operators, closing) = (TaskTracker::new(), CancellationToken::new());
+        // Apart from all others: health is to be seen while they drain.
+        let (operators, operators_end) = (TaskTracker::new(), CancellationToken::new());
         for (bound, face) in std::mem::take(&mut self.admin) {
             tracing::info!(address = %bound.address, ?face, "listening for operators");
-            let (shown, tracker, until) = (self.shown.clone(), operators.clone(), closing.clone());
-            operators.spawn(admin::serve(bound, face, shown, tracker, until));
+            let (shown, clock, until) = (self.shown.clone(), self.clock.clone(), operators_end.clone());
+            operators.spawn(admin::serve(bound, face, shown, clock, operators.clone(), until));
         }
         for bound in std::mem::take(&mut self.listeners) {
             tracing::info!(address = %bound.address, "listening for Envoys");
@@ -220,14 +221,14 @@ impl App {
         };
         self.readiness.draining();
         tracing::info!(reason, "draining");
-        let drained = drain(&self.shared.shutdown, &self.tracker, self.config.shutdown.timeout).await;
+        let timeout = self.config.shutdown.timeout;
+        let drained = drain(&self.shared.shutdown, &self.tracker, &self.clock, timeout).await;
         if !drained {
             let left = self.tracker.len();
             tracing::warn!(left, "shutdown.timeout has passed; what still runs is cut off");
         }
-        closing.cancel();
-        operators.close();
-        operators.wait().await;
+        // These end as soon as they are told.
+        drain(&operators_end, &operators, &self.clock, timeout).await;
         tracing::info!("stopped");
         drained
     }
@@ -279,61 +280,86 @@ fn refresh(
 }
 
 /// No new streams, and those that run end. Whether all did within `timeout`.
-async fn drain(shutdown: &CancellationToken, tracker: &TaskTracker, timeout: Duration) -> bool {
+async fn drain(
+    shutdown: &CancellationToken,
+    tracker: &TaskTracker,
+    clock: &Clock,
+    timeout: Duration,
+) -> bool {
     shutdown.cancel();
     tracker.close();
-    tokio::time::timeout(timeout, tracker.wait()).await.is_ok()
+    clock.timeout_at(clock.now() + timeout, tracker.wait()).await.is_ok()
 }
 
 #[cfg(test)]
 mod tests {
     use std::net::SocketAddr;
+    use std::time::SystemTime;
 
+    use futures_util::FutureExt as _;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::TcpStream;
     use tokio::sync::oneshot;
 
     use super::*;
+    use crate::clock::ManualClock;
     use crate::config::{Environment, Loader, Overrides};
 
-    async fn get(address: SocketAddr, path: &str) -> io::Result<String> {
-        let mut stream = TcpStream::connect(address).await?;
-        let request = format!("GET {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n");
-        stream.write_all(request.as_bytes()).await?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await?;
-        Ok(answer)
+    #[tokio::test]
+    async fn a_drain_ends_with_the_last_task_whatever_time_is_left() {
+        let (shutdown, tracker) = (CancellationToken::new(), TaskTracker::new());
+        tracker.spawn(shutdown.clone().cancelled_owned());
+        let clock = Clock::Manual(ManualClock::new(SystemTime::UNIX_EPOCH));
+        assert!(drain(&shutdown, &tracker, &clock, Duration::from_secs(10)).await);
     }
 
     #[tokio::test]
-    async fn health_is_seen_until_the_last_stream_has_ended() {
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("wasmferry.yaml");
-        let yaml = format!(
-            "version: 1\nlisteners: [{{address: \"127.0.0.1:0\"}}]\nupstream: {{directory: {0}}}\n\
-             cache: {{directory: {0}/cache}}\nhealth: {{listen: \"127.0.0.1:0\"}}\nshutdown: {{timeout: 1h}}\n",
-            dir.path().display()
+    async fn a_task_that_does_not_end_holds_a_drain_up_to_its_deadline_and_no_longer() {
+        let (shutdown, tracker) = (CancellationToken::new(), TaskTracker::new());
+        tracker.spawn(std::future::pending::<()>());
+        let manual = ManualClock::new(SystemTime::UNIX_EPOCH);
+        let clock = Clock::Manual(manual.clone());
+        let mut drained = std::pin::pin!(drain(&shutdown, &tracker, &clock, Duration::from_secs(10)));
+        assert_eq!(drained.as_mut().now_or_never(), None);
+        manual.advance(Duration::from_millis(9_999));
+        assert_eq!(drained.as_mut().now_or_never(), None);
+        manual.advance(Duration::from_millis(1));
+        assert_eq!(drained.now_or_never(), Some(false));
+    }
+
+    /// The status line of the answer to `GET /readyz`.
+    async fn readyz(address: SocketAddr) -> io::Result<String> {
+        let mut stream = TcpStream::connect(address).await?;
+        stream.write_all(b"GET /readyz HTTP/1.1\r\nhost: agent\r\nconnection: close\r\n\r\n").await?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await?;
+        Ok(answer.lines().next().unwrap_or_default().to_owned())
+    }
+
+    #[tokio::test]
+    async fn health_says_that_the_agent_drains_for_as_long_as_it_does() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("c.yaml");
+        let text = format!(
+            "version: 1\nlisteners: [{{address: '127.0.0.1:0'}}]\nupstream: {{directory: {0}}}\n\
+             cache: {{directory: {0}/store}}\nhealth: {{listen: '127.0.0.1:0'}}\n",
+            folder.path().display()
         );
-        std::fs::write(&file, yaml).unwrap();
+        std::fs::write(&file, text).unwrap();
         let loader = Loader::new(Some(file), &Environment::default(), Overrides::default());
-        let app = App::build(loader.load_agent().unwrap(), Clock::System).await.unwrap();
-        let Some((ListenAddress::Tcp(health), Face::Health)) = app.admin().next() else {
-            panic!("no health")
-        };
-        let health = *health;
-        let (end_stream, stream) = oneshot::channel::<()>();
-        app.tracker.spawn(stream);
+        let app = App::build(loader.load().unwrap(), Clock::System).await.unwrap();
+        let Some((&ListenAddress::Tcp(health), _)) = app.admin().next() else { panic!("no health") };
         let (stop, stopped) = oneshot::channel();
-        let running =
-            tokio::spawn(app.run(async || std::future::pending().await, async move {
-                stopped.await.unwrap_or("dropped")
-            }));
-        while !get(health, "/readyz").await.unwrap().starts_with("HTTP/1.1 200") {}
-        stop.send("a test").unwrap();
-        while !get(health, "/readyz").await.unwrap().ends_with("draining\n") {}
-        assert!(get(health, "/healthz").await.unwrap().starts_with("HTTP/1.1 200"));
-        end_stream.send(()).unwrap();
-        assert!(running.await.unwrap(), "all has ended in time");
-        assert!(get(health, "/healthz").await.is_err());
+        // What runs until the end of the test is what the drain waits for.
+        let (last, ended) = oneshot::channel::<()>();
+        app.tracker.spawn(ended);
+        let run = tokio::spawn(app.run(std::future::pending, async move { stopped.await.unwrap() }));
+        assert_eq!(readyz(health).await.unwrap(), "HTTP/1.1 200 OK");
+        stop.send("the test").unwrap();
+        while readyz(health).await.expect("health answers during the drain") == "HTTP/1.1 200 OK" {}
+        assert_eq!(readyz(health).await.unwrap(), "HTTP/1.1 503 Service Unavailable");
+        last.send(()).unwrap();
+        assert!(run.await.unwrap(), "everything ended in time");
+        readyz(health).await.expect_err("the socket is gone with the agent");
     }
 }

@@ -18,6 +18,9 @@ pub mod digest;
 // Text that must not be seen.
 pub mod secret;
 
+// An error in one line, with what caused it.
+pub mod causes;
+
 // Time, injected.
 pub mod clock;
 
@@ -26,6 +29,9 @@ pub mod metrics;
 
 // Sockets that others connect to.
 pub mod listen;
+
+// Documents as trees that know their lines.
+pub mod yaml;
 
 // What is asked for, and what comes back.
 pub mod module;

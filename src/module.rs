@@ -9,7 +9,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use oci_client::Reference;
-use url::Url;
+use url::{Host, Position, Url};
 
 use crate::digest::{ExpectedDigest, PayloadDigest, SourceDigest};
 use crate::secret::Secret;
@@ -112,11 +112,11 @@ impl ModuleUrl {
         }
     }
 
-    /// The host that it is fetched from; empty for a file.
-    pub fn host(&self) -> &str {
+    /// The server that is asked, `HOST[:PORT]`; empty for files.
+    pub fn server(&self) -> &str {
         match self {
             ModuleUrl::Oci(reference) => reference.registry(),
-            ModuleUrl::Http(url) => url.host_str().unwrap_or_default(),
+            ModuleUrl::Http(url) => &url[Position::BeforeHost..Position::AfterPort],
             ModuleUrl::File(_) => "",
         }
     }
@@ -163,6 +163,19 @@ impl fmt::Display for ModuleUrl {
 impl fmt::Debug for ModuleUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
+    }
+}
+
+/// Whether a server, `HOST[:PORT]`, is this machine by its name or address: what is spoken to without
+/// TLS unless somebody says otherwise, as docker and crane do it.
+pub fn is_loopback(server: &str) -> bool {
+    // As the URL is read that is connected to, so that no spelling is one thing here and another there.
+    let url = Url::parse(&format!("https://{server}/"));
+    match url.as_ref().map(Url::host) {
+        Ok(Some(Host::Domain(name))) => name == "localhost",
+        Ok(Some(Host::Ipv4(address))) => address.is_loopback(),
+        Ok(Some(Host::Ipv6(address))) => address.is_loopback(),
+        Ok(None) | Err(_) => false,
     }
 }
 
@@ -248,6 +261,38 @@ mod tests {
     fn a_url_without_a_scheme_is_oci() {
         assert_eq!(url("ghcr.io/a/b:v1"), url("oci://ghcr.io/a/b:v1"));
         assert_eq!(url("localhost:5000/a:v1").to_string(), "oci://localhost:5000/a:v1");
+    }
+
+    #[test]
+    fn a_server_is_known_by_host_and_port() {
+        for (text, server) in [
+            ("oci://r.io:5000/a:v1", "r.io:5000"),
+            ("https://h/a?x#y", "h"),
+            ("http://[::1]:80/a", "[::1]"),
+            ("http://[::1]:81/a", "[::1]:81"),
+            ("file:///a", ""),
+        ] {
+            assert_eq!(url(text).server(), server, "{text}");
+        }
+    }
+
+    #[test]
+    fn only_this_machine_is_loopback() {
+        for server in ["localhost", "LOCALHOST:5000", "127.0.0.1:5000", "127.9.9.9", "[::1]:5000", "[::1]"] {
+            assert!(is_loopback(server), "{server}");
+        }
+        for server in [
+            "localhost.example",
+            "128.0.0.1:5000",
+            "0.0.0.0:80",
+            "[::2]:5000",
+            "ghcr.io",
+            "127.example",
+            "a/localhost",
+            "",
+        ] {
+            assert!(!is_loopback(server), "{server}");
+        }
     }
 
     #[test]

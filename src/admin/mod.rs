@@ -18,6 +18,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::clock::Clock;
 use crate::listen::{Bound, Connection};
 use crate::xds::state::States;
 
@@ -73,6 +74,9 @@ const CONNECTIONS: usize = 64;
 /// A client that takes longer to send its request's head is dropped.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How long to wait when no connection can be accepted.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
 const INDEX: &str = "\
 wasmferry admin
 /healthz  the process runs
@@ -86,6 +90,7 @@ pub async fn serve(
     bound: Bound,
     face: Face,
     shown: Arc<Shown>,
+    clock: Clock,
     tracker: TaskTracker,
     shutdown: CancellationToken,
 ) {
@@ -110,7 +115,7 @@ pub async fn serve(
             }
             Err(error) => {
                 tracing::warn!(address = %bound.address, "cannot accept a connection: {error}");
-                tokio::time::sleep(Duration::from_millis(100)).await;
+                clock.sleep(ACCEPT_PAUSE).await;
             }
         }
     }

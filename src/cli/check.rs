@@ -94,7 +94,7 @@ fn engine_lines(config: &Config) -> Vec<(&'static str, String)> {
         (
             "fetch",
             format!(
-                "{} at once from a host, each within {} and never {} without a byte",
+                "{} at once from one server, each within {} and never {} without a byte",
                 fetch.concurrency,
                 show_duration(fetch.timeout),
                 show_duration(fetch.progress_timeout)
@@ -170,7 +170,7 @@ admin: {listen: "unix:/run/admin.sock"}
                hold         at most 512MiB in messages, 64MiB of them for a peer that does not read\n  \
                stop         within 10s of SIGTERM\n  \
                store        modules of at most 8MiB in /proc\n  \
-               fetch        4 at once from a host, each within 2m and never 30s without a byte\n  \
+               fetch        4 at once from one server, each within 2m and never 30s without a byte\n  \
                read         file:// in resources below /a, /b\n  \
                speak        plain HTTP to a.io\n  \
                block        10.0.0.0/8\n  \

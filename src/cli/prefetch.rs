@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use serde_json::json;
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::task::TaskTracker;
 
@@ -41,8 +42,8 @@ struct Wanted {
 pub fn prefetch(args: &PrefetchArgs, config: &Config, environment: &Environment) -> Result<(), CliError> {
     let secret = docker_config(environment.docker_config.as_deref())?;
     let mut wanted = Vec::new();
-    for source in &args.sources {
-        wanted.extend(read_source(source, &secret)?);
+    for (index, source) in args.sources.iter().enumerate() {
+        wanted.extend(read_source(index + 1, source, &secret)?);
     }
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(CliError::Runtime)?;
@@ -66,8 +67,8 @@ pub fn docker_config(path: Option<&Path>) -> Result<PullSecret, CliError> {
     Ok(PullSecret::DockerConfig(Secret::new(text)))
 }
 
-/// The modules that a source names: itself, or those of a file of plugins.
-fn read_source(source: &str, secret: &PullSecret) -> Result<Vec<Wanted>, CliError> {
+/// The modules that the `number`th source names: itself, or those of a file of plugins.
+fn read_source(number: usize, source: &str, secret: &PullSecret) -> Result<Vec<Wanted>, CliError> {
     let path = PathBuf::from(source);
     let extension = path.extension().and_then(|extension| extension.to_str());
     if !source.contains("://") && matches!(extension, Some("yaml" | "yml" | "json")) {
@@ -82,22 +83,19 @@ fn read_source(source: &str, secret: &PullSecret) -> Result<Vec<Wanted>, CliErro
         });
         return Ok(wanted.collect());
     }
-    let url: ModuleUrl =
-        source.parse().map_err(|error| CliError::Usage(format!("{}: {error}", shown_of_invalid(source))))?;
+    let url: ModuleUrl = source.parse().map_err(|error| {
+        // An invalid URL may be one because of what is secret in it: a password stands before an @, a
+        // signature behind a ?.
+        if source.contains(['?', '@']) {
+            return CliError::Usage(format!("source {number}: {error}"));
+        }
+        let hint = if path.is_absolute() { "; a file is named as file:///DIR/FILE" } else { "" };
+        CliError::Usage(format!("{source}: {error}{hint}"))
+    })?;
     // A query is not shown, and without one the user's own spelling is the best name.
     let shown = if source.contains('?') { url.to_string() } else { source.to_owned() };
     let request = ModuleRequest { secret: secret.clone(), ..ModuleRequest::new(url) };
     Ok(vec![Wanted { url: shown, request }])
-}
-
-/// What may be shown of a URL that cannot be read: it may be invalid because of what is secret in it,
-/// which then can be anywhere.
-fn shown_of_invalid(source: &str) -> &str {
-    match source.split_once("://") {
-        _ if !source.contains(['?', '@']) => source,
-        Some((scheme, _)) if scheme.len() < 8 && scheme.bytes().all(|b| b.is_ascii_alphabetic()) => scheme,
-        _ => "the module URL",
-    }
 }
 
 /// Fetches them all; how many failed.
@@ -111,21 +109,25 @@ async fn fetch_all(wanted: Vec<Wanted>, config: &Config, output: Output) -> Resu
         // Whoever types a command may read what they name.
         resolve_config(config, FileAccess::Any, &clock),
         config.fetch.concurrency,
-        clock,
+        clock.clone(),
         metrics,
         tracker.clone(),
     );
     let bars = Bars::new(output == Output::Text && io::stderr().is_terminal());
+    // Of all servers together: how many those are is the user's choice.
+    let places = Arc::new(Semaphore::new(config.fetch.concurrency));
     let mut fetches = JoinSet::new();
     for Wanted { url, request } in wanted {
-        let (resolver, bar) = (resolver.clone(), bars.add(&request.url));
+        let (resolver, clock, places) = (resolver.clone(), clock.clone(), places.clone());
+        let bar = bars.add(&request.url);
         fetches.spawn(async move {
+            let _place = places.acquire().await;
             let progress = Arc::new(Progress::default());
             let mut fetch = std::pin::pin!(resolver.resolve_watched(request, progress.clone()));
             let outcome = loop {
                 tokio::select! {
                     outcome = &mut fetch => break outcome,
-                    () = tokio::time::sleep(FRAME) => bar.follow(&progress),
+                    () = clock.sleep(FRAME) => bar.follow(&progress),
                 }
             };
             bar.finish();
@@ -235,10 +237,10 @@ mod tests {
             "hunter2://h/x?",
             "https://h:99999/x?sig=hunter2@",
         ] {
-            let Err(error) = read_source(source, &PullSecret::None) else { panic!("{source} is read") };
+            let Err(error) = read_source(1, source, &PullSecret::None) else { panic!("{source} is read") };
             assert!(!error.to_string().contains("hun"), "{error}");
         }
-        let Err(error) = read_source("ftp://h/x", &PullSecret::None) else { panic!("it is read") };
+        let Err(error) = read_source(1, "ftp://h/x", &PullSecret::None) else { panic!("it is read") };
         assert!(error.to_string().starts_with("ftp://h/x: "), "{error}");
     }
 }

@@ -7,7 +7,6 @@ mod layout;
 
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
-use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use oci_client::Reference;
@@ -18,11 +17,12 @@ use oci_client::secrets::RegistryAuth;
 use super::CliError;
 use super::args::{self, PushArgs};
 use super::prefetch::docker_config;
+use crate::causes::with_causes;
 use crate::clock::Clock;
 use crate::config::Environment;
 use crate::digest::SourceDigest;
 use crate::fetch::{FetchConfig, Fetcher};
-use crate::module::{ModuleRequest, ModuleUrl};
+use crate::module::{ModuleRequest, ModuleUrl, is_loopback};
 use crate::secret::Secret;
 
 pub use layout::Layout;
@@ -59,6 +59,12 @@ pub enum PushError {
     Pack(#[source] io::Error),
     #[error("{target}: the registry refuses {}", if *.anonymous { "an anonymous push" } else { "this user" })]
     Unauthorized { target: String, anonymous: bool },
+    /// `oci_client` sets TLS up whether the registry speaks it or not, and panics without a root.
+    #[error(
+        "no root certificates were found, and push needs some even where it speaks plain HTTP: install the \
+         system's CA certificates (ca-certificates) or name a file of them in SSL_CERT_FILE"
+    )]
+    NoRoots,
     /// Not reached, or it did not take the upload.
     #[error("{target}: {why}")]
     Registry { target: String, why: String },
@@ -74,6 +80,7 @@ impl PushError {
             PushError::Digest { .. } => "digest",
             PushError::Pack(_) => "pack",
             PushError::Unauthorized { .. } => "unauthorized",
+            PushError::NoRoots => "no_roots",
             PushError::Registry { .. } => "registry",
         }
     }
@@ -122,6 +129,9 @@ pub async fn push(options: PushOptions) -> Result<SourceDigest, PushError> {
     let package = tokio::task::spawn_blocking(move || pack(&file, layout))
         .await
         .unwrap_or_else(|error| Err(PushError::Pack(io::Error::other(error))))?;
+    if rustls_native_certs::load_native_certs().certs.is_empty() {
+        return Err(PushError::NoRoots);
+    }
     let anonymous = credential.is_none();
     let auth = match credential {
         Some((user, password)) => RegistryAuth::Basic(user, password.expose().to_owned()),
@@ -147,21 +157,14 @@ fn is_refusal(error: &OciDistributionError) -> bool {
 /// in their query.
 fn describe(error: OciDistributionError) -> String {
     match error {
-        OciDistributionError::RequestError(error) => chain(&error.without_url()),
+        OciDistributionError::RequestError(error) => with_causes(&error.without_url()),
         OciDistributionError::ServerError { code, .. } => format!("the registry answers {code}"),
         OciDistributionError::RegistryError { envelope, .. } => {
             let codes: Vec<_> = envelope.errors.iter().map(|error| format!("{:?}", error.code)).collect();
             format!("the registry refuses it: {}", codes.join(", "))
         }
-        other => chain(&other),
+        other => with_causes(&other),
     }
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    std::iter::successors(Some(error), |error| error.source())
-        .map(ToString::to_string)
-        .collect::<Vec<_>>()
-        .join(": ")
 }
 
 fn pack(file: &Path, layout: Layout) -> Result<Package, PushError> {
@@ -184,15 +187,8 @@ async fn upload(
     auth: RegistryAuth,
     plain_http: bool,
 ) -> Result<(), OciDistributionError> {
-    // The client's TLS takes the process's provider; that another one is set already is fine.
-    let _ = rustls::crypto::ring::default_provider().install_default();
     let registry = reference.resolve_registry();
-    let protocol = if plain_http || is_loopback(registry) {
-        ClientProtocol::HttpsExcept(vec![registry.to_owned()])
-    } else {
-        ClientProtocol::Https
-    };
-    let client = Client::try_from(ClientConfig { protocol, ..ClientConfig::default() })?;
+    let client = client(registry, plain_http || is_loopback(registry))?;
     client.store_auth_if_needed(registry, &auth).await;
     // The manifest last: it names blobs that must be there.
     for Blob { bytes, digest, .. } in [&package.layer, &package.config] {
@@ -203,15 +199,14 @@ async fn upload(
     Ok(())
 }
 
-/// Whether a registry is reached without TLS, as docker does it: on loopback alone.
-fn is_loopback(registry: &str) -> bool {
-    let host = match registry.rsplit_once(':') {
-        Some((host, port)) if port.bytes().all(|b| b.is_ascii_digit()) => host,
-        _ => registry,
+fn client(registry: &str, plain: bool) -> Result<Client, OciDistributionError> {
+    // The client's TLS takes the process's provider; that another one is set already is fine.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let protocol = match plain {
+        true => ClientProtocol::HttpsExcept(vec![registry.to_owned()]),
+        false => ClientProtocol::Https,
     };
-    let literal = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
-    host.eq_ignore_ascii_case("localhost")
-        || literal.parse().is_ok_and(|address: IpAddr| address.is_loopback())
+    Client::try_from(ClientConfig { protocol, ..ClientConfig::default() })
 }
 
 #[cfg(test)]
@@ -225,19 +220,6 @@ mod tests {
             layout: Layout::Artifact,
             credential: None,
             plain_http: false,
-        }
-    }
-
-    #[test]
-    fn only_registries_on_loopback_are_spoken_to_without_tls() {
-        for registry in ["localhost", "LOCALHOST:5000", "127.0.0.1:5000", "127.9.9.9", "[::1]:5000", "[::1]"]
-        {
-            assert!(is_loopback(registry), "{registry}");
-        }
-        for registry in
-            ["localhost.example", "128.0.0.1:5000", "0.0.0.0:80", "[::2]:5000", "ghcr.io", "127.example"]
-        {
-            assert!(!is_loopback(registry), "{registry}");
         }
     }
 

@@ -4,10 +4,10 @@ use std::fs::File;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
-use super::node::{Malformed, Node};
 use super::reader::Problems;
 use super::{Config, ConfigError, Environment, MAX_FILE_BYTES, Problem, Watch, schema};
 use crate::clock::Clock;
+use crate::yaml::{Malformed, Node};
 
 /// What the command line says; it wins over the file.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -3,30 +3,7 @@
 //! Owns the file's format, the environment (nothing else reads it) and the watch for changes. Must not
 //! know who uses a value, and opens nothing but the file itself and `/etc/group`.
 //!
-//! | key | default | limits |
-//! |---|---|---|
-//! | `version` | required | 1 |
-//! | `listeners[].address` | required | `unix:/PATH` or `IP:PORT` |
-//! | `listeners[].mode`, `.group` | `"0660"`, the agent's own | at most 0777; for unix sockets only |
-//! | `upstream.address` or `.directory` | exactly one | `http://HOST:PORT`, `unix:/PATH`; absolute path |
-//! | `cache.directory` | the user's cache directory | absolute |
-//! | `cache.max_module_bytes` | 256MiB | 1KiB to 4GiB |
-//! | `sources.file` | none | absolute |
-//! | `registries.HOST.plain_http` | false | |
-//! | `fetch.timeout` | 2m | 1s to 1h |
-//! | `fetch.progress_timeout` | 30s | 1s to 1h |
-//! | `fetch.concurrency` | 4 | 1 to 64 |
-//! | `fetch.hold` | 5s | 0s to 1h |
-//! | `blocked_cidrs` | none | |
-//! | `realms` | none | `HOST` or `HOST:PORT` |
-//! | `relay.queue_bytes` | 64MiB | 1MiB to `in_flight_bytes` |
-//! | `relay.in_flight_bytes` | 512MiB | 256MiB to 64GiB |
-//! | `wasm.types`, `.params`, `.imports`, `.functions` | those of `wasm` | 1 to 100000000 |
-//! | `wasm.function_body_bytes` | that of `wasm` | 1KiB to 1GiB |
-//! | `health.listen` | none | `IP:PORT` |
-//! | `admin.listen` | none | `unix:/PATH` (mode 0600) or `IP:PORT` |
-//! | `shutdown.timeout` | 10s | 0s to 1h |
-//! | `log.level`, `log.format` | info; text on a terminal, else json | |
+//! All keys, their defaults and limits are in the table in README.md, which a test holds to `schema`.
 //!
 //! A file without any of `listeners`, `upstream`, `relay`, `health`, `admin` and `shutdown` is for
 //! `prefetch` alone. A key with no value (null) is unset.
@@ -38,7 +15,6 @@ mod error;
 mod group;
 mod load;
 mod log;
-mod node;
 mod reader;
 mod schema;
 mod units;

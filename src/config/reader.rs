@@ -8,8 +8,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::error::Problem;
-use super::node::{Entry, Node, Value};
 use super::units;
+use crate::yaml::{Entry, Node, Value};
 
 /// Longer values are cut when they are shown.
 const MAX_SHOWN: usize = 80;
@@ -190,19 +190,22 @@ impl<'p> Field<'p> {
 
     /// Bytes: `256MiB`, or a whole number.
     pub fn size(self, range: RangeInclusive<u64>) -> Option<u64> {
-        let (low, high) = (units::show_size(*range.start()), units::show_size(*range.end()));
-        self.parsed_or_number(|text| match units::parse_size(text) {
-            Ok(value) if range.contains(&value) => Ok(value),
-            Ok(_) => Err(format!("must be from {low} to {high}")),
-            Err(why) => Err(why.to_owned()),
-        })
+        self.within(&range, units::parse_size, units::show_size)
     }
 
     pub fn duration(self, range: RangeInclusive<Duration>) -> Option<Duration> {
-        let (low, high) = (units::show_duration(*range.start()), units::show_duration(*range.end()));
-        self.parsed_or_number(|text| match units::parse_duration(text) {
+        self.within(&range, units::parse_duration, units::show_duration)
+    }
+
+    fn within<T: Copy + PartialOrd>(
+        self,
+        range: &RangeInclusive<T>,
+        parse: impl Fn(&str) -> Result<T, &'static str>,
+        show: impl Fn(T) -> String,
+    ) -> Option<T> {
+        self.parsed_or_number(|text| match parse(text) {
             Ok(value) if range.contains(&value) => Ok(value),
-            Ok(_) => Err(format!("must be from {low} to {high}")),
+            Ok(_) => Err(format!("must be from {} to {}", show(*range.start()), show(*range.end()))),
             Err(why) => Err(why.to_owned()),
         })
     }

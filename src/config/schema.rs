@@ -1,5 +1,5 @@
-//! The keys: from a tree of nodes to a [`Config`]. The only place that knows them all; their defaults
-//! and limits are in the table of the module above.
+//! The keys: from a tree of nodes to a [`Config`]. The only place that knows them all; README
+//! has a table of them with their defaults and limits, which a test holds to this.
 //!
 //! A mistake never ends the reading, so that all of them are told at once: what is wrong is reported
 //! and its default stands in, and the caller drops the result where anything was reported.
@@ -12,12 +12,12 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use super::address::{InvalidAddress, ListenAddress, collide, parse_host};
-use super::node::Node;
 use super::reader::{Field, Place, Problems, Section};
 use super::{
     Admin, Agent, Cache, Config, Fetch, Health, Listener, Log, Registry, Relay, Shutdown, Sources, Upstream,
     WasmBudgets, group,
 };
+use crate::yaml::Node;
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;

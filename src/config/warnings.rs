@@ -1,8 +1,7 @@
 //! What is allowed and probably not meant.
 
-use std::net::IpAddr;
-
 use super::{Config, ListenAddress, Upstream, UpstreamAddress};
+use crate::module::is_loopback;
 
 impl Config {
     /// One sentence each, beginning with its key. For `check`, and for the log of a start.
@@ -55,9 +54,4 @@ impl Config {
         }
         warnings
     }
-}
-
-fn is_loopback(host: &str) -> bool {
-    let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
-    host.eq_ignore_ascii_case("localhost") || address.is_ok_and(|address| address.is_loopback())
 }

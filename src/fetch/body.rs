@@ -2,21 +2,21 @@
 //!
 //! A task reads from the network into a channel of a few chunks, and [`Body`] reads from the channel: a
 //! slow disk slows the network down, and memory stays the same whatever the size. What was promised,
-//! size and digest, is checked before the reader sees the end.
+//! size and digest, is checked before the reader sees the end. One thing is left to [`Body::finish`]:
+//! where the body is the module itself, whoever stores it hashes it anyway, and once is enough.
 
 use std::fs::File;
 use std::io::{self, Read};
 use std::time::Instant;
 
 use bytes::{Buf as _, Bytes};
-use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::error::FetchError;
 use super::http::Response;
 use crate::clock::Clock;
-use crate::digest::{BlobDigest, SourceDigest};
+use crate::digest::{BlobDigest, Hasher, PayloadDigest, SourceDigest};
 use crate::wasm::Packaging;
 
 /// Chunks between network and reader, each at most the client's read buffer.
@@ -34,14 +34,15 @@ pub(super) enum Promise {
 /// Blocking reader over the bytes of a module's source.
 ///
 /// An error of `read` carries a [`FetchError`], to be taken out with [`FetchError::from_io`].
-/// `Ok(0)` means that all bytes came and are what was promised. Must not be read on a thread of the
-/// async runtime. Dropping it ends the download.
+/// `Ok(0)` means that all bytes came; [`Body::finish`] tells whether they are what was promised. Must
+/// not be read on a thread of the async runtime. Dropping it ends the download.
 pub struct Body {
     what: String,
     packaging: Packaging,
     promise: Promise,
     stream: Stream,
-    hasher: Sha256,
+    /// None where the body is the module itself.
+    hasher: Option<Hasher>,
     seen: u64,
     state: State,
 }
@@ -66,7 +67,10 @@ enum Event {
 #[derive(Clone, Copy)]
 enum State {
     Reading,
-    Ended { source: SourceDigest },
+    /// With the digest of what was read, where it was hashed here.
+    Ended {
+        hash: Option<[u8; 32]>,
+    },
     Failed,
 }
 
@@ -92,7 +96,9 @@ impl Body {
     }
 
     fn new(what: String, packaging: Packaging, promise: Promise, stream: Stream) -> Self {
-        Self { what, packaging, promise, stream, hasher: Sha256::new(), seen: 0, state: State::Reading }
+        let is_module = packaging == Packaging::Raw && matches!(promise, Promise::Blob { .. });
+        let hasher = (!is_module).then(Hasher::default);
+        Self { what, packaging, promise, stream, hasher, seen: 0, state: State::Reading }
     }
 
     /// How the module is packed in these bytes.
@@ -108,14 +114,19 @@ impl Body {
         }
     }
 
-    /// The digest of the source: of the manifest for OCI; otherwise of these bytes, known after the
-    /// end was read.
-    pub fn source(&self) -> Option<SourceDigest> {
-        match (&self.promise, self.state) {
-            (Promise::Blob { manifest, .. }, _) => Some(*manifest),
-            (Promise::AtMost { .. }, State::Ended { source }) => Some(source),
-            (Promise::AtMost { .. }, _) => None,
-        }
+    /// The digest of the source: of the manifest for OCI; otherwise of these bytes. `payload` is the
+    /// digest of the module that came out of them.
+    ///
+    /// # Errors
+    /// The bytes are not what was promised, or were not read to their end.
+    pub fn finish(self, payload: &PayloadDigest) -> Result<SourceDigest, FetchError> {
+        let State::Ended { hash } = self.state else { return Err(FetchError::Interrupted) };
+        let hash = hash.unwrap_or(*payload.as_bytes());
+        self.check_digest(hash)?;
+        Ok(match self.promise {
+            Promise::Blob { manifest, .. } => manifest,
+            Promise::AtMost { .. } => SourceDigest::from_bytes(hash),
+        })
     }
 
     fn advance(&mut self, buffer: &mut [u8]) -> Result<usize, FetchError> {
@@ -126,7 +137,7 @@ impl Body {
                 if bytes.is_empty() {
                     return self.end();
                 }
-                self.hasher.update(bytes);
+                self.hasher.iter_mut().for_each(|hasher| hasher.update(bytes));
                 self.count(count)?;
                 Ok(count)
             }
@@ -142,7 +153,7 @@ impl Body {
                         Some(Event::Failed(error)) => return Err(error),
                         None => return Err(FetchError::Interrupted),
                     }
-                    self.hasher.update(&*chunk);
+                    self.hasher.iter_mut().for_each(|hasher| hasher.update(chunk));
                     let count = chunk.len();
                     self.count(count)?;
                 }
@@ -170,22 +181,29 @@ impl Body {
     }
 
     fn end(&mut self) -> Result<usize, FetchError> {
-        let hash: [u8; 32] = std::mem::take(&mut self.hasher).finalize().into();
-        if let Promise::Blob { digest, size, .. } = self.promise {
-            if self.seen != size {
-                return Err(self.wrong_size(size, false));
-            }
-            let actual = BlobDigest::from_bytes(hash);
-            if actual != digest {
-                return Err(FetchError::DigestMismatch {
-                    what: self.what.clone(),
-                    expected: digest.to_string(),
-                    actual: actual.to_string(),
-                });
-            }
+        if let Promise::Blob { size, .. } = self.promise
+            && self.seen != size
+        {
+            return Err(self.wrong_size(size, false));
         }
-        self.state = State::Ended { source: SourceDigest::from_bytes(hash) };
+        let hash = self.hasher.take().map(Hasher::finish);
+        if let Some(hash) = hash {
+            self.check_digest(hash)?;
+        }
+        self.state = State::Ended { hash };
         Ok(0)
+    }
+
+    fn check_digest(&self, hash: [u8; 32]) -> Result<(), FetchError> {
+        let actual = BlobDigest::from_bytes(hash);
+        match self.promise {
+            Promise::Blob { digest, .. } if digest != actual => Err(FetchError::DigestMismatch {
+                what: self.what.clone(),
+                expected: digest.to_string(),
+                actual: actual.to_string(),
+            }),
+            _ => Ok(()),
+        }
     }
 
     fn wrong_size(&self, expected: u64, at_least: bool) -> FetchError {

@@ -8,8 +8,8 @@
 //!         \-> credential
 //! ```
 //!
-//! What a server says is checked here, up to the digest and size of what it sends: a [`Body`] that ends
-//! well held all the bytes that were promised and no others. What the bytes mean is not known here, nor
+//! What a server says is checked here, up to the digest and size of what it sends: a [`Body`] that is
+//! finished well held all the bytes that were promised and no others. What the bytes mean is not known here, nor
 //! where they are kept.
 //!
 //! Hosts are reached through [`dial`](self::dial) alone. A credential goes to its registry and to a token

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use http::StatusCode;
 use http::header::{self, HeaderMap, HeaderValue};
 use oci_client::Reference;
-use url::{Host, Url};
+use url::Url;
 
 use super::Shared;
 use super::auth::{Asker, Authorization};
@@ -19,6 +19,7 @@ use super::http::{Request, Response, Session};
 use super::manifest::{self, Child, Image, Layer, Manifest, Refusal};
 use super::realm;
 use crate::digest::SourceDigest;
+use crate::module::is_loopback;
 use crate::wasm::Packaging;
 
 /// How much of an error's body is read for its code.
@@ -285,21 +286,13 @@ fn base(shared: &Shared, reference: &Reference) -> Option<Url> {
     let key = reference.registry().to_ascii_lowercase();
     let plain = match shared.config.registries.get(&key) {
         Some(configured) => configured.plain_http,
-        None => is_loopback(url.host()?),
+        None => is_loopback(reference.registry()),
     };
     if plain {
         // `set_scheme` would lose an explicit port 443, so the URL is read anew.
         url = Url::parse(&format!("http://{registry}/v2/{}/", reference.repository())).ok()?;
     }
     Some(url)
-}
-
-fn is_loopback(host: Host<&str>) -> bool {
-    match host {
-        Host::Domain(name) => name == "localhost",
-        Host::Ipv4(address) => address.is_loopback(),
-        Host::Ipv6(address) => address.is_loopback(),
-    }
 }
 
 /// This machine's architecture by the name that images give it.

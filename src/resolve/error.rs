@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::causes::with_causes;
 use crate::digest::{ExpectedDigest, PayloadDigest, SourceDigest};
 use crate::fetch::FetchError;
 use crate::store::StoreError;
@@ -10,20 +11,26 @@ use crate::wasm::{ModuleError, UnpackError};
 /// Why a request for a module failed. The text names the module and never holds a secret.
 #[derive(Debug, thiserror::Error)]
 pub enum ResolveError {
-    #[error("{url}: {source}")]
+    #[error("{}", about(url, source))]
     Fetch { url: String, source: FetchError },
-    #[error("{url}: cannot take the module out: {source}")]
+    #[error("{url}: cannot take the module out: {}", with_causes(source))]
     Unpack { url: String, source: UnpackError },
-    #[error("{url}: Envoy would not take the module: {source}")]
+    #[error("{url}: Envoy would not take the module: {}", with_causes(source))]
     Module { url: String, source: ModuleError },
     #[error("{url}: expected {expected}, but the module is {payload} and its source {found}")]
     Unexpected { url: String, expected: ExpectedDigest, payload: PayloadDigest, found: SourceDigest },
-    #[error("{url}: the store failed: {source}")]
+    #[error("{url}: the store failed: {}", with_causes(source))]
     Store { url: String, source: StoreError },
     #[error("{url}: a fault in wasmferry ended the fetch; please report it")]
     Fault { url: String },
     #[error("{url}: the agent is shutting down")]
     Shutdown { url: String },
+}
+
+/// The failed fetch in one line. Nearly all its reasons name the module themselves.
+fn about(url: &str, source: &FetchError) -> String {
+    let reason = with_causes(source);
+    if reason.contains(url) { reason } else { format!("{url}: {reason}") }
 }
 
 impl ResolveError {

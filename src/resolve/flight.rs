@@ -29,7 +29,8 @@ where
     }
 
     /// The outcome of the flight for `key`: of the one under way, or of `flight`. None where the
-    /// flight was dropped before it ended, as at the end of the process.
+    /// flight was dropped before it ended, as at the end of the process. Who waits for another's
+    /// flight holds nothing of their own meanwhile.
     pub async fn join<F>(&self, key: K, flight: impl FnOnce() -> F) -> Option<T>
     where
         F: Future<Output = T> + Send + 'static,
@@ -37,7 +38,10 @@ where
         let mut landing = {
             let mut landings = self.landings.lock().unwrap_or_else(PoisonError::into_inner);
             match landings.entry(key.clone()) {
-                Entry::Occupied(under_way) => under_way.get().clone(),
+                Entry::Occupied(under_way) => {
+                    drop(flight);
+                    under_way.get().clone()
+                }
                 Entry::Vacant(free) => {
                     let (land, landing) = watch::channel(None);
                     free.insert(landing.clone());

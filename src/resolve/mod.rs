@@ -5,8 +5,8 @@
 mod error;
 mod flight;
 mod places;
+mod stored;
 
-use std::io::{self, Read};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
@@ -15,15 +15,15 @@ use tokio_util::task::TaskTracker;
 
 use crate::clock::Clock;
 use crate::digest::{ExpectedDigest, SourceDigest};
-use crate::fetch::{Body, Credential, FetchError, Fetcher};
+use crate::fetch::{Credential, FetchError, Fetcher, Located};
 use crate::metrics::{Metrics, result};
 use crate::module::{Module, ModuleRequest, ModuleUrl, PullPolicy};
-use crate::store::{Audience, Record, Store, StoreError, Stored};
-use crate::wasm::{self, Budgets, Limits, UnpackError};
+use crate::store::{Audience, Record, Store, StoreError};
+use crate::wasm::{Budgets, Limits};
 
 pub use self::error::ResolveError;
 use self::flight::Flights;
-use self::places::Places;
+use self::places::{Place, Places};
 
 /// How modules are fetched and checked. Can be replaced while the agent runs.
 #[derive(Clone)]
@@ -44,27 +44,47 @@ pub struct Progress {
     pub total: AtomicU64,
 }
 
+/// What is asked.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-struct FlightKey {
+struct Question {
     audience: Audience,
     source: String,
-    /// Under [`PullPolicy::Always`] nobody may be content with what is in the store already, nor a
-    /// newer resource version with a fetch that began for an older one.
-    always: Option<Option<String>>,
+    /// Who wants to be sure must not be content with what another finds in the store.
+    policy: PullPolicy,
+    /// Under [`PullPolicy::Always`] a newer resource version must not be content with a fetch that
+    /// began for an older one.
+    version: Option<String>,
 }
 
-impl FlightKey {
-    fn of(request: &ModuleRequest, audience: Audience) -> Self {
-        let always = request.policy == PullPolicy::Always;
-        Self {
-            audience,
-            source: source_key(request),
-            always: always.then(|| request.resource_version.clone()),
-        }
-    }
+/// What several questions may come to.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Download {
+    audience: Audience,
+    url: String,
+    manifest: SourceDigest,
+    /// What the payload must be, where the manifest is not what is expected.
+    payload: Option<ExpectedDigest>,
 }
 
 type Outcome = Result<Module, Arc<ResolveError>>;
+
+/// How a flight ended.
+#[derive(Debug, Clone)]
+struct Landed {
+    outcome: Outcome,
+    /// The time that whoever started it gave it.
+    limit: Duration,
+}
+
+impl Landed {
+    /// Whether one who has more time had better try again.
+    fn was_cut_short(&self, limit: Duration) -> bool {
+        let timed_out = |error: &Arc<ResolveError>| {
+            matches!(&**error, ResolveError::Fetch { source: FetchError::Timeout { .. }, .. })
+        };
+        self.limit < limit && self.outcome.as_ref().is_err_and(timed_out)
+    }
+}
 
 /// Resolves requests. Cheap to clone.
 #[derive(Clone)]
@@ -75,8 +95,10 @@ struct Inner {
     config: RwLock<ResolveConfig>,
     clock: Clock,
     metrics: Metrics,
-    flights: Flights<FlightKey, Outcome>,
+    questions: Flights<Question, Landed>,
+    downloads: Flights<Download, Landed>,
     places: Places,
+    tracker: TaskTracker,
 }
 
 /// A request with what follows from its credential.
@@ -88,7 +110,7 @@ struct Asked {
 }
 
 impl Resolver {
-    /// At most `concurrency` fetches run at once from one host; their tasks are tracked by `tracker`.
+    /// At most `concurrency` fetches from one server run at once; their tasks are tracked by `tracker`.
     pub fn new(
         store: Store,
         config: ResolveConfig,
@@ -97,8 +119,16 @@ impl Resolver {
         metrics: Metrics,
         tracker: TaskTracker,
     ) -> Self {
-        let (config, places) = (RwLock::new(config), Places::new(concurrency));
-        Self(Arc::new(Inner { store, config, clock, metrics, flights: Flights::new(tracker), places }))
+        Self(Arc::new(Inner {
+            store,
+            config: RwLock::new(config),
+            clock,
+            metrics,
+            questions: Flights::new(tracker.clone()),
+            downloads: Flights::new(tracker.clone()),
+            places: Places::new(concurrency),
+            tracker,
+        }))
     }
 
     /// Replaces the configuration for the fetches that begin from now on.
@@ -124,13 +154,26 @@ impl Resolver {
             None => Audience::Public,
             Some(identity) => Audience::Private(self.0.store.fingerprint(&identity)),
         };
-        let key = FlightKey::of(&request, audience);
-        let asked = Asked { request, credential, audience, config };
-        let inner = self.0.clone();
-        let flight = || async move { inner.run(asked, &progress).await.map_err(Arc::new) };
-        let landed = self.0.flights.join(key, flight).await;
-        // A flight that is gone without an outcome has panicked.
-        landed.unwrap_or_else(|| Err(Arc::new(ResolveError::Fault { url })))
+        let question = Question {
+            audience,
+            source: source_key(&request),
+            policy: request.policy,
+            version: (request.policy == PullPolicy::Always)
+                .then(|| request.resource_version.clone())
+                .flatten(),
+        };
+        let asked = Arc::new(Asked { request, credential, audience, config });
+        let limit = asked.limit();
+        loop {
+            let (inner, asked, progress) = (self.0.clone(), asked.clone(), progress.clone());
+            let flight = || async move { Landed { outcome: inner.run(&asked, &progress).await, limit } };
+            match self.0.questions.join(question.clone(), flight).await {
+                Some(landed) if landed.was_cut_short(limit) => {}
+                Some(landed) => return landed.outcome,
+                // A flight that is gone without an outcome has panicked.
+                None => return Err(Arc::new(ResolveError::Fault { url })),
+            }
+        }
     }
 }
 
@@ -156,21 +199,21 @@ fn is_expected(expected: Option<&ExpectedDigest>, record: &Record) -> bool {
     expected.is_none_or(|digest| digest.is_payload(&record.payload) || digest.is_source(&record.source))
 }
 
+/// Whether the manifest that was found, or the index that led to it, is what is expected.
+fn manifest_is_expected(request: &ModuleRequest, located: &Located) -> bool {
+    request.expected.as_ref().is_some_and(|expected| located.matches(expected))
+}
+
 impl Inner {
-    async fn run(self: Arc<Self>, asked: Asked, progress: &Arc<Progress>) -> Result<Module, ResolveError> {
-        let asked = Arc::new(asked);
-        let hit = self.blocking(&asked, |inner, asked| inner.look_up(asked)).await?;
+    async fn run(self: &Arc<Self>, asked: &Arc<Asked>, progress: &Arc<Progress>) -> Outcome {
+        let hit = self.blocking(asked, |inner, asked| inner.look_up(asked)).await?;
         let label = if hit.is_some() { "hit" } else { "miss" };
         self.metrics.lookups.get_or_create(&result(label)).inc();
         if let Some(module) = hit {
             return Ok(module);
         }
-        let url = asked.request.url.to_string();
-        let Some(_place) = self.places.take(asked.request.url.host()).await else {
-            return Err(ResolveError::Shutdown { url });
-        };
         let start = self.clock.now();
-        let outcome = self.fetch(&asked, progress, start).await;
+        let outcome = self.fetch(asked, progress).await;
         let label = match &outcome {
             Ok(_) => "success",
             Err(error) => error.label(),
@@ -180,8 +223,9 @@ impl Inner {
             let took = self.clock.now() - start;
             self.metrics.fetch_seconds.observe(took.as_secs_f64());
             tracing::info!(
-                url, payload = %module.payload, source = %module.source, bytes = module.size,
-                milliseconds = took.as_millis() as u64, downloaded = !module.cached, "module is in the store"
+                url = %asked.request.url, payload = %module.payload, source = %module.source,
+                bytes = module.size, milliseconds = took.as_millis() as u64, downloaded = !module.cached,
+                "module is in the store"
             );
         }
         outcome
@@ -207,160 +251,92 @@ impl Inner {
         }
     }
 
-    /// What the store has that serves this request under its policy.
-    fn look_up(&self, asked: &Asked) -> Result<Option<Module>, ResolveError> {
+    /// Asks the source, and downloads what the store does not have.
+    async fn fetch(self: &Arc<Self>, asked: &Arc<Asked>, progress: &Arc<Progress>) -> Outcome {
         let request = &asked.request;
-        let mut keys = vec![source_key(request)];
-        if request.expected.is_some() {
-            keys.push(request.url.canonical());
-        }
-        for key in keys {
-            let Some(record) = self.record(asked, &key)? else { continue };
-            let current = match request.policy {
-                PullPolicy::IfNotPresent => true,
-                PullPolicy::Always => {
-                    record.resource_version.is_some() && record.resource_version == request.resource_version
-                }
+        let mut place = self.place(asked).await?;
+        // Waiting for a place is no fault of the source's.
+        let deadline = self.clock.now() + asked.limit();
+        let module = loop {
+            let located = asked
+                .config
+                .fetcher
+                .locate(request, &asked.credential, deadline)
+                .await
+                .map_err(|source| asked.fetch_error(source))?;
+            let Some(manifest) = located.source() else {
+                break self.download(asked, located, deadline, progress, place).await?;
             };
-            if current
-                && is_expected(request.expected.as_ref(), &record)
-                && let Some(module) = self.module(asked, &record)?
-            {
-                return Ok(Some(module));
+            // Another tag, or the same one unmoved, may lead to what is there already.
+            let expected = manifest_is_expected(request, &located);
+            let known = move |inner: &Inner, asked: &Asked| inner.known(asked, manifest, expected);
+            if let Some(module) = self.blocking(asked, known).await? {
+                break module;
             }
-        }
-        Ok(None)
+            let download = Download {
+                audience: asked.audience,
+                url: request.url.canonical(),
+                manifest,
+                payload: request.expected.filter(|_| !expected),
+            };
+            let (inner, its, progress) = (self.clone(), asked.clone(), progress.clone());
+            let flight = move || async move {
+                let outcome = inner.download(&its, located, deadline, &progress, place).await;
+                Landed { outcome, limit: its.limit() }
+            };
+            match self.downloads.join(download, flight).await {
+                Some(landed) if landed.was_cut_short(asked.limit()) => place = self.place(asked).await?,
+                Some(landed) => break landed.outcome?,
+                None => return Err(Arc::new(ResolveError::Fault { url: request.url.to_string() })),
+            }
+        };
+        self.blocking(asked, move |inner, asked| {
+            inner.remember(asked, &source_key(&asked.request), &module);
+            Ok(module)
+        })
+        .await
+        .map_err(Arc::new)
     }
 
-    fn record(&self, asked: &Asked, key: &str) -> Result<Option<Record>, ResolveError> {
-        self.store.lookup(&asked.audience, key).map_err(|source| asked.store_error(source))
+    /// A place among those who fetch from the same server.
+    async fn place(&self, asked: &Asked) -> Result<Place, ResolveError> {
+        let place = self.places.take(asked.request.url.server()).await;
+        place.ok_or_else(|| ResolveError::Shutdown { url: asked.request.url.to_string() })
     }
 
-    fn module(&self, asked: &Asked, record: &Record) -> Result<Option<Module>, ResolveError> {
-        let view = self.store.view(&asked.audience, &record.payload);
-        let stored = view.map_err(|source| asked.store_error(source))?;
-        Ok(stored.map(|stored| Module {
-            path: stored.path,
-            payload: stored.payload,
-            source: record.source,
-            size: stored.size,
-            cached: true,
-        }))
-    }
-
-    async fn fetch(
+    async fn download(
         self: &Arc<Self>,
         asked: &Arc<Asked>,
+        located: Located,
+        deadline: Instant,
         progress: &Arc<Progress>,
-        start: Instant,
-    ) -> Result<Module, ResolveError> {
-        let (fetcher, request) = (&asked.config.fetcher, &asked.request);
-        let deadline = start + asked.config.timeout.max(request.timeout.unwrap_or_default());
-        let located = fetcher
-            .locate(request, &asked.credential, deadline)
-            .await
-            .map_err(|source| asked.fetch_error(source))?;
-        if let Some(source) = located.source() {
-            // Another tag, or the same one unmoved, may lead to what is there already.
-            let known = self.blocking(asked, move |inner, asked| inner.known_digest(asked, source)).await?;
-            if let Some(module) = known {
-                return Ok(module);
-            }
-        }
+        _place: Place,
+    ) -> Outcome {
+        let request = &asked.request;
+        let expected = manifest_is_expected(request, &located);
+        let manifest = located.source();
         progress.total.store(located.size().unwrap_or(0), Ordering::Relaxed);
-        let matches = request.expected.as_ref().is_some_and(|expected| located.matches(expected));
-        let located_source = located.source();
-        let body = fetcher.open(located, deadline).await.map_err(|source| asked.fetch_error(source))?;
+        let body = asked.config.fetcher.open(located, deadline).await;
+        let body = body.map_err(|source| asked.fetch_error(source))?;
         let progress = progress.clone();
         let module =
-            self.blocking(asked, move |inner, asked| inner.take_in(asked, body, matches, &progress)).await?;
+            self.blocking(asked, move |inner, asked| inner.take_in(asked, body, expected, &progress)).await?;
         self.metrics.fetched_bytes.inc_by(module.size);
-        if let Some(key) = located_source.and_then(|source| digest_key(&request.url, &source)) {
+        if let Some(key) = manifest.and_then(|manifest| digest_key(&request.url, &manifest)) {
             // Only saves a later download, so nobody waits for it.
-            let record = self.new_record(asked, &module);
-            let (inner, asked) = (self.clone(), asked.clone());
-            tokio::task::spawn_blocking(move || {
-                if let Err(error) = inner.store.record(&asked.audience, &key, &record) {
-                    tracing::warn!(url = %asked.request.url, "cannot write an index record: {error}");
-                }
-            });
+            let (inner, asked, module) = (self.clone(), asked.clone(), module.clone());
+            self.tracker.spawn_blocking(move || inner.remember(&asked, &key, &module));
         }
         Ok(module)
-    }
-
-    /// The module that this manifest led to before, now recorded under what was asked for.
-    fn known_digest(&self, asked: &Asked, source: SourceDigest) -> Result<Option<Module>, ResolveError> {
-        let Some(key) = digest_key(&asked.request.url, &source) else { return Ok(None) };
-        let Some(record) = self.record(asked, &key)? else { return Ok(None) };
-        if !is_expected(asked.request.expected.as_ref(), &record) {
-            return Ok(None);
-        }
-        let Some(module) = self.module(asked, &record)? else { return Ok(None) };
-        self.write_record(asked, &module)?;
-        Ok(Some(module))
-    }
-
-    /// Streams the body into the store. What any digest covers has been read and compared before
-    /// the module becomes visible.
-    fn take_in(
-        &self,
-        asked: &Asked,
-        body: Body,
-        source_is_expected: bool,
-        progress: &Progress,
-    ) -> Result<Module, ResolveError> {
-        let url = || asked.request.url.to_string();
-        let mut ingest = self.store.ingest().map_err(|source| asked.store_error(source))?;
-        let packaging = body.packaging();
-        let mut body = Counted { body, progress };
-        wasm::unpack(&mut body, packaging, &asked.config.limits, &mut ingest).map_err(
-            |error| match error {
-                UnpackError::Read(source) => asked.fetch_error(FetchError::from_io(source)),
-                UnpackError::Write(source) => asked.store_error(StoreError::from_io(source)),
-                source => ResolveError::Unpack { url: url(), source },
-            },
-        )?;
-        let mut finished = ingest.finish().map_err(|source| asked.store_error(source))?;
-        // The disk works while the module is checked.
-        finished.start_sync();
-        let payload = finished.payload();
-        // An HTTP or file source has no other digest than that of its bytes.
-        let source = body.body.source().unwrap_or_else(|| SourceDigest::from_bytes(*payload.as_bytes()));
-        if let Some(expected) = asked.request.expected
-            && !expected.is_payload(&payload)
-            && !source_is_expected
-        {
-            return Err(ResolveError::Unexpected { url: url(), expected, payload, found: source });
-        }
-        let reader = finished.reader().map_err(|source| asked.store_error(source))?;
-        wasm::check(reader, &asked.config.budgets)
-            .map_err(|source| ResolveError::Module { url: url(), source })?;
-        let Stored { path, payload, size } =
-            finished.commit(&asked.audience).map_err(|source| asked.store_error(source))?;
-        let module = Module { path, payload, source, size, cached: false };
-        self.write_record(asked, &module)?;
-        Ok(module)
-    }
-
-    fn write_record(&self, asked: &Asked, module: &Module) -> Result<(), ResolveError> {
-        let key = source_key(&asked.request);
-        let record = self.new_record(asked, module);
-        self.store.record(&asked.audience, &key, &record).map_err(|source| asked.store_error(source))
-    }
-
-    fn new_record(&self, asked: &Asked, module: &Module) -> Record {
-        Record {
-            payload: module.payload,
-            source: module.source,
-            size: module.size,
-            resource_version: asked.request.resource_version.clone(),
-            fetched_at: self.clock.wall(),
-            url: asked.request.url.to_string(),
-        }
     }
 }
 
 impl Asked {
+    /// How long a fetch may take.
+    fn limit(&self) -> Duration {
+        self.config.timeout.max(self.request.timeout.unwrap_or_default())
+    }
+
     fn fetch_error(&self, source: FetchError) -> ResolveError {
         ResolveError::Fetch { url: self.request.url.to_string(), source }
     }
@@ -370,36 +346,5 @@ impl Asked {
     }
 }
 
-/// Tells [`Progress`] what has been read.
-struct Counted<'a> {
-    body: Body,
-    progress: &'a Progress,
-}
-
-impl Read for Counted<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let read = self.body.read(buffer)?;
-        self.progress.done.fetch_add(read as u64, Ordering::Relaxed);
-        Ok(read)
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn whoever_must_ask_the_source_does_not_share_the_flight_of_one_who_need_not() {
-        let key = |policy, version: Option<&str>| {
-            let url = "oci://r.io/a:1".parse().unwrap();
-            let resource_version = version.map(str::to_owned);
-            let request = ModuleRequest { policy, resource_version, ..ModuleRequest::new(url) };
-            FlightKey::of(&request, Audience::Public)
-        };
-        use PullPolicy::{Always, IfNotPresent};
-        assert_eq!(key(IfNotPresent, Some("1")), key(IfNotPresent, None));
-        assert_ne!(key(IfNotPresent, None), key(Always, None));
-        assert_ne!(key(Always, Some("1")), key(Always, Some("2")));
-        assert_eq!(key(Always, Some("1")), key(Always, Some("1")));
-    }
-}
+mod tests;

@@ -1,4 +1,4 @@
-//! How many fetches run at once: so many from one host, so that one that hangs leaves the others'
+//! How many fetches run at once: so many from one server, so that one that hangs leaves the others'
 //! modules alone, and some times as many in all.
 
 use std::collections::HashMap;
@@ -24,14 +24,14 @@ pub struct Place {
 }
 
 impl Places {
-    /// At most `of_each` fetches at once from one host.
+    /// At most `of_each` fetches at once from one server.
     pub fn new(of_each: usize) -> Self {
         let of_each = of_each.max(1);
         let all = Arc::new(Semaphore::new(of_each.saturating_mul(HOSTS).min(Semaphore::MAX_PERMITS)));
         Self { of_each, hosts: Mutex::default(), all }
     }
 
-    /// Waits for a place, those of one host in turn. None where there will be none any more.
+    /// Waits for a place, those of one server in turn. None where there will be none any more.
     pub async fn take(&self, host: &str) -> Option<Place> {
         // The host's first, so that whoever waits for that holds none of the others' places.
         let of_host = self.of_host(host).acquire_owned().await.ok()?;

@@ -88,9 +88,11 @@ pub enum StoreError {
     )]
     NotText { path: PathBuf },
 
-    #[error("the key {path} is not {expected} bytes long; once it is removed, a new one is made and what \
-             was pulled with credentials is pulled again", expected = super::key::BYTES)]
-    Key { path: PathBuf },
+    #[error(
+        "the key {path} is not {expected} bytes long; once it is removed, a new one is made and what \
+             was pulled with credentials is pulled again"
+    )]
+    Key { path: PathBuf, expected: usize },
 
     #[error("the index entry is {size} bytes long, more than the {limit} that are read back")]
     RecordTooLarge { size: usize, limit: u64 },

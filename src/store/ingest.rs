@@ -4,20 +4,19 @@
 use std::io::{self, Read, Seek, Write};
 use std::thread::JoinHandle;
 
-use sha2::{Digest as _, Sha256};
-
 use super::error::{Operation, StoreError};
 use super::fs::{READ_ONLY, joined};
 use super::layout::Way;
 use super::temporary::Temporary;
 use super::{Audience, PayloadDigest, Store, Stored};
+use crate::digest::Hasher;
 
 /// A payload that is being written. Dropping it removes what was written.
 #[derive(Debug)]
 pub struct Ingest {
     store: Store,
     file: Temporary,
-    hash: Sha256,
+    hash: Hasher,
     size: u64,
     broken: bool,
 }
@@ -38,7 +37,7 @@ impl Store {
         let folder = Way::ingest().make(self.root())?.folder;
         // The mode goes to disk with the bytes: it is never set later.
         let file = Temporary::create(&folder, READ_ONLY)?;
-        Ok(Ingest { store: self.clone(), file, hash: Sha256::new(), size: 0, broken: false })
+        Ok(Ingest { store: self.clone(), file, hash: Hasher::default(), size: 0, broken: false })
     }
 }
 
@@ -64,7 +63,7 @@ impl Ingest {
         if self.broken {
             return Err(StoreError::Broken);
         }
-        let payload = PayloadDigest::from_bytes(self.hash.finalize().into());
+        let payload = PayloadDigest::from_bytes(self.hash.finish());
         Ok(Finished { store: self.store, file: self.file, payload, size: self.size, sync: None })
     }
 }

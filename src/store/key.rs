@@ -13,7 +13,7 @@ use super::fs::{Folder, SECRET};
 use super::temporary::{Temporary, random};
 
 /// The key's length.
-pub(super) const BYTES: usize = 32;
+const BYTES: usize = 32;
 const NAME: &str = "key";
 
 /// What a keyed hash stands for, so that one kind never passes for another.
@@ -38,7 +38,8 @@ impl Key {
         fresh.file().sync()?;
         fresh.link(content, NAME)?;
         content.sync()?;
-        Self::read(content)?.ok_or_else(|| StoreError::Key { path: content.path().join(NAME) })
+        Self::read(content)?
+            .ok_or_else(|| StoreError::Key { path: content.path().join(NAME), expected: BYTES })
     }
 
     fn read(content: &Folder) -> Result<Option<Self>, StoreError> {
@@ -53,7 +54,7 @@ impl Key {
         file.reader().take(BYTES as u64 + 1).read_to_end(&mut bytes).map_err(StoreError::from_io)?;
         match bytes.as_slice().try_into() {
             Ok(key) => Ok(Some(Self(Zeroizing::new(key)))),
-            Err(_) => Err(StoreError::Key { path }),
+            Err(_) => Err(StoreError::Key { path, expected: BYTES }),
         }
     }
 

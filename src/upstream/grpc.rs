@@ -3,13 +3,17 @@
 
 use std::fmt;
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response, Uri, Version, header};
 use http_body::Body;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::transport::{Channel, Endpoint};
 use tower_service::Service as _;
+
+use crate::causes::with_causes;
 
 /// Where the control plane is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,6 +58,25 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// server allows make it drop the connection, and the allowance cannot be known.
 const KEEPALIVE: Duration = Duration::from_secs(30);
 
+/// An open stream.
+pub struct Stream {
+    pub response: Response<tonic::body::Body>,
+    pub connection: Connection,
+}
+
+/// A stream's connection, which ends when this is dropped: also where the control plane has stopped
+/// reading, and would never be told the end of a stream.
+pub struct Connection(#[expect(dead_code, reason = "held for its drop")] DropGuard);
+
+/// Runs the tasks of one connection until that ends.
+struct Tasks(CancellationToken);
+
+impl hyper::rt::Executor<Pin<Box<dyn Future<Output = ()> + Send>>> for Tasks {
+    fn execute(&self, task: Pin<Box<dyn Future<Output = ()> + Send>>) {
+        tokio::spawn(self.0.clone().run_until_cancelled_owned(task));
+    }
+}
+
 impl ControlPlane {
     /// A control plane at this address. Connects to nothing yet.
     pub fn new(address: &Address) -> Result<Self, ConnectError> {
@@ -76,17 +99,20 @@ impl ControlPlane {
 
     /// Opens a stream: POSTs to `path` with this metadata, `body` being what we send. The answer
     /// comes when the control plane sends its headers, which many do with their first message.
+    /// Dropping the future before that ends the connection.
     pub async fn open<B>(
         self,
         path: &'static str,
         metadata: HeaderMap,
         body: B,
-    ) -> Result<Response<tonic::body::Body>, ConnectError>
+    ) -> Result<Stream, ConnectError>
     where
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        let mut channel: Channel = self.endpoint.connect_lazy();
+        let token = CancellationToken::new();
+        let mut channel: Channel = self.endpoint.executor(Tasks(token.clone())).connect_lazy();
+        let connection = Connection(token.drop_guard());
         let mut request = Request::new(tonic::body::Body::new(body));
         *request.method_mut() = Method::POST;
         *request.version_mut() = Version::HTTP_2;
@@ -97,21 +123,10 @@ impl ControlPlane {
         headers.insert(header::TE, header::HeaderValue::from_static("trailers"));
         let unreachable = |error: tonic::transport::Error| ConnectError::Unreachable {
             address: self.address.clone(),
-            reason: chain(&error),
+            reason: with_causes(&error),
         };
         std::future::poll_fn(|cx| channel.poll_ready(cx)).await.map_err(unreachable)?;
-        channel.call(request).await.map_err(unreachable)
+        let response = channel.call(request).await.map_err(unreachable)?;
+        Ok(Stream { response, connection })
     }
-}
-
-/// An error with its causes; the transport's own says only that it is one.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }

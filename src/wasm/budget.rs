@@ -7,7 +7,8 @@ use wasmparser::BinaryReader;
 use super::error::ModuleError;
 
 /// What a module may have at most. The defaults leave room for any real plugin (64 MB of Go, Rust,
-/// C++ or AssemblyScript) and keep the check below 8 MiB for any module whatever.
+/// C++ or AssemblyScript) and keep the check below 20 MiB for any module whatever: types, functions, exports
+/// and the largest body cost 3 to 5 MiB each at their limits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Budgets {
     /// Types. Large programs have a few thousand signatures.

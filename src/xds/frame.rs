@@ -13,6 +13,7 @@ use http_body::Body;
 use http_body_util::BodyExt as _;
 
 use super::budget::{Budget, Held};
+use crate::causes::with_causes;
 use crate::clock::Clock;
 
 /// How long a message that has begun may make no progress, be it for its peer or for the budget.
@@ -26,9 +27,14 @@ pub struct Message {
 }
 
 impl Message {
-    /// A message of our own making. Not counted: what we make is bounded by what we hold.
+    /// A message of our own making. It counts where it waits: in an outbox.
     pub fn own(bytes: Bytes) -> Self {
         Self { bytes, held: None }
+    }
+
+    /// Bytes of it that nobody has counted.
+    pub fn uncounted(&self) -> usize {
+        self.bytes.len().saturating_sub(self.held.as_ref().map_or(0, Held::counted))
     }
 
     /// The same claim on the budget with other bytes in it.
@@ -56,6 +62,11 @@ pub enum FrameError {
     Truncated,
     #[error("a message of {declared} bytes made no progress for {} s", STALL_LIMIT.as_secs())]
     Stalled { declared: usize },
+    #[error(
+        "for a message of {declared} bytes relay.in_flight_bytes had no room for {} s",
+        STALL_LIMIT.as_secs()
+    )]
+    NoRoom { declared: usize },
     #[error("the connection failed: {0}")]
     Transport(String),
 }
@@ -84,7 +95,7 @@ struct Partial {
 impl<B> Messages<B>
 where
     B: Body<Data = Bytes> + Unpin,
-    B::Error: std::fmt::Display,
+    B::Error: std::error::Error,
 {
     /// Reads `body`; a message over `limit` bytes is an error.
     pub fn new(body: B, limit: usize, budget: Budget, clock: Clock) -> Self {
@@ -128,7 +139,7 @@ where
                         Err(_) => continue,
                     },
                 },
-                Some(Err(error)) => return Err(FrameError::Transport(error.to_string())),
+                Some(Err(error)) => return Err(FrameError::Transport(with_causes(&error))),
                 None => return self.end(None),
             }
         }
@@ -165,8 +176,8 @@ where
         let Some(partial) = &mut self.message else { return Ok(None) };
         let take = (partial.declared - partial.bytes.len()).min(self.chunk.len());
         let room = partial.held.grow(take);
-        let stalled = |_| FrameError::Stalled { declared: partial.declared };
-        self.clock.timeout_at(self.progress + STALL_LIMIT, room).await.map_err(stalled)?;
+        let no_room = |_| FrameError::NoRoom { declared: partial.declared };
+        self.clock.timeout_at(self.progress + STALL_LIMIT, room).await.map_err(no_room)?;
         let part = self.chunk.split_to(take);
         if partial.bytes.len() + take < partial.declared {
             partial.bytes.extend_from_slice(&part);
@@ -250,6 +261,21 @@ mod tests {
         assert!(matches!(read(vec![vec![1, 0, 0, 0, 0]], 9).unwrap_err(), FrameError::Compressed));
         assert!(matches!(read(vec![vec![0, 0, 0, 0, 3, 1]], 9).unwrap_err(), FrameError::Truncated));
         assert!(matches!(read(vec![vec![0, 0]], 9).unwrap_err(), FrameError::Truncated));
+    }
+
+    #[tokio::test]
+    async fn a_message_that_finds_no_room_says_so_after_the_stall_limit() {
+        let manual = ManualClock::new(SystemTime::UNIX_EPOCH);
+        let mut bytes = vec![0];
+        bytes.extend_from_slice(&(1u32 << 20).to_be_bytes());
+        bytes.resize(5 + (1 << 20), 7);
+        let frames = [Ok::<_, std::io::Error>(Frame::data(Bytes::from(bytes)))];
+        let body = StreamBody::new(futures_util::stream::iter(frames));
+        let mut messages = Messages::new(body, 1 << 20, Budget::new(1 << 19), Clock::Manual(manual.clone()));
+        assert!(messages.next().now_or_never().is_none());
+        manual.advance(STALL_LIMIT);
+        let error = messages.next().await.unwrap_err();
+        assert!(matches!(error, FrameError::NoRoom { declared } if declared == 1 << 20), "{error}");
     }
 
     #[tokio::test]

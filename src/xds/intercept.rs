@@ -20,7 +20,7 @@ pub const INTERCEPTED: &str = type_url::EXTENSION_CONFIG;
 /// The gRPC code in every NACK: INVALID_ARGUMENT would do, Envoy itself says INTERNAL.
 const NACK_CODE: i32 = 13;
 
-/// The longest reason in a NACK, in bytes.
+/// The longest reason in a NACK, in characters.
 const REASON_LIMIT: usize = 2048;
 
 /// What a name in a request is taken to cost beside its bytes.
@@ -93,6 +93,7 @@ pub fn read_request(variant: Variant, message: &[u8]) -> Result<EnvoyRequest, Wi
                 nonce: request.response_nonce.to_owned(),
                 error: request.error_detail.map(reason),
                 names: Names::All(owned(&request.resource_names)),
+                resumes: !request.version_info.is_empty(),
             }
         }
         Variant::Delta => {
@@ -105,6 +106,7 @@ pub fn read_request(variant: Variant, message: &[u8]) -> Result<EnvoyRequest, Wi
                     unsubscribe: owned(&request.unsubscribe),
                     held: request.initial_resource_versions.keys().map(|name| (*name).to_owned()).collect(),
                 },
+                resumes: false,
             }
         }
     })
@@ -112,7 +114,7 @@ pub fn read_request(variant: Variant, message: &[u8]) -> Result<EnvoyRequest, Wi
 
 /// Reads a response from the control plane. A resource that cannot be read is reported and its
 /// neighbours are kept; only what is no message at all is an error.
-pub fn read_response(variant: Variant, message: &Bytes) -> Result<ControlResponse, WireError> {
+pub fn read_response(variant: Variant, message: &[u8]) -> Result<ControlResponse, WireError> {
     let mut response = ControlResponse::default();
     for field in Fields::of("the discovery response", message) {
         let field = field?;
@@ -122,7 +124,8 @@ pub fn read_response(variant: Variant, message: &Bytes) -> Result<ControlRespons
             (5, _) => wire::text("nonce", bytes)?.clone_into(&mut response.nonce),
             (2, _) => {
                 let mut name = String::new();
-                match read_resource(variant, &message.slice_ref(bytes), &mut name) {
+                // A copy: a slice would keep the whole message as long as this one resource.
+                match read_resource(variant, &Bytes::copy_from_slice(bytes), &mut name) {
                     Ok(offer) => response.offers.push(offer),
                     Err(reason) => response.malformed.push((name, reason)),
                 }
@@ -164,8 +167,10 @@ fn read_resource(variant: Variant, bytes: &Bytes, found: &mut String) -> Result<
     if !type_url::same(any.type_url, INTERCEPTED) {
         return Err("its type is not that of an extension config".to_owned());
     }
-    // A copy: a slice would keep the whole response alive, with all its other resources.
-    let body = Bytes::copy_from_slice(any.value);
+    let body = bytes.slice_ref(any.value);
+    if found.is_empty() {
+        first_name(&body).clone_into(found);
+    }
     let config = TypedExtensionConfig::decode(&body).map_err(text)?;
     // Envoy ignores a Delta resource without a name, so ours always have one.
     if found.is_empty() {
@@ -177,6 +182,16 @@ fn read_resource(variant: Variant, bytes: &Bytes, found: &mut String) -> Result<
     let plan = rewrite::plan(any.type_url, &body).map_err(|error| error.to_string())?;
     let source = hash(&[&body, &wire::replace_fields(wrapper.rest(), &[1], &[]).map_err(text)?]);
     Ok(Offer { name: found.clone(), source, body: Some(body), plan, wrapper })
+}
+
+/// The name in an extension config of which perhaps no more than that can be read.
+fn first_name(config: &[u8]) -> &str {
+    let mut fields = Fields::of("TypedExtensionConfig", config).map_while(Result::ok);
+    let name = fields.find_map(|field| match field.value {
+        Value::Len(bytes) if field.number == 1 => std::str::from_utf8(bytes).ok(),
+        _ => None,
+    });
+    name.unwrap_or_default()
 }
 
 /// Writes a response to Envoy.

@@ -10,17 +10,22 @@ use hyper::body::Incoming;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::{Code, Status};
 
 use super::machine::Variant;
 use super::outbox::OutboxBody;
 use super::session::{self, Shared};
+use crate::causes::with_causes;
 use crate::listen::{Bound, Connection};
 
 /// A peer that answers no ping for this long is gone.
 const PING_INTERVAL: Duration = Duration::from_secs(30);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// A connection on which nobody has asked for anything by then is closed.
+const SILENCE_LIMIT: Duration = Duration::from_secs(30);
 
 /// How long to wait when no connection can be accepted.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -47,9 +52,11 @@ pub async fn serve(bound: Bound, shared: Arc<Shared>, tracker: TaskTracker) {
 }
 
 async fn connection(stream: Connection, shared: Arc<Shared>, name: Arc<str>, tracker: TaskTracker) {
+    let spoken = CancellationToken::new();
     let service = {
-        let (shared, name) = (shared.clone(), name.clone());
+        let (shared, name, spoken) = (shared.clone(), name.clone(), spoken.clone());
         service_fn(move |request| {
+            spoken.cancel();
             let response = call(request, &shared, &name, &tracker);
             async move { Ok::<_, Infallible>(response) }
         })
@@ -61,9 +68,18 @@ async fn connection(stream: Connection, shared: Arc<Shared>, name: Arc<str>, tra
         .keep_alive_timeout(PING_TIMEOUT)
         .max_header_list_size(64 * 1024);
     let mut connection = std::pin::pin!(server.serve_connection(TokioIo::new(stream), service));
+    let silent = shared.clock.timeout_at(shared.clock.now() + SILENCE_LIMIT, spoken.cancelled());
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
+        Err(_) = silent => {
+            tracing::info!(listener = &*name, "closed a connection on which nothing was asked");
+            return;
+        }
         () = shared.shutdown.cancelled() => {
+            // One that has not even said hello knows no farewell either.
+            if !spoken.is_cancelled() {
+                return;
+            }
             connection.as_mut().graceful_shutdown();
             connection.await
         }
@@ -75,7 +91,7 @@ async fn connection(stream: Connection, shared: Arc<Shared>, name: Arc<str>, tra
         } else {
             ""
         };
-        tracing::warn!(listener = &*name, "a connection from an Envoy failed: {error}{hint}");
+        tracing::warn!(listener = &*name, "a connection from an Envoy failed: {}{hint}", with_causes(&error));
     }
 }
 
@@ -101,9 +117,7 @@ fn call(
     tracker: &TaskTracker,
 ) -> Response<http_body_util::Either<OutboxBody, http_body_util::Empty<Bytes>>> {
     let (parts, body) = request.into_parts();
-    let content_type = parts.headers.get(header::CONTENT_TYPE).map(header::HeaderValue::as_bytes);
-    let is_grpc = content_type.is_some_and(|value| value.starts_with(b"application/grpc"));
-    if parts.method != Method::POST || !is_grpc {
+    if parts.method != Method::POST || !is_grpc(&parts.headers) {
         let mut response = Response::new(http_body_util::Either::Right(http_body_util::Empty::new()));
         *response.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
         return response;
@@ -120,6 +134,13 @@ fn call(
     let mut response = Response::new(http_body_util::Either::Left(outbox));
     response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/grpc"));
     response
+}
+
+/// Whether the call is gRPC, with messages of whatever encoding; gRPC-Web is another protocol.
+fn is_grpc(headers: &HeaderMap) -> bool {
+    let content_type = headers.get(header::CONTENT_TYPE).map(header::HeaderValue::as_bytes);
+    let rest = content_type.and_then(|value| value.strip_prefix(b"application/grpc"));
+    rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
 }
 
 fn refuse<A>(status: Status) -> Response<http_body_util::Either<A, http_body_util::Empty<Bytes>>> {
@@ -144,6 +165,19 @@ fn metadata(mut headers: HeaderMap) -> HeaderMap {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn grpc_is_told_from_what_only_begins_like_it() {
+        let is =
+            |value: &str| is_grpc(&HeaderMap::from_iter([(header::CONTENT_TYPE, value.parse().unwrap())]));
+        for value in ["application/grpc", "application/grpc+proto", "application/grpc;charset=utf-8"] {
+            assert!(is(value), "{value}");
+        }
+        for value in ["application/grpc-web", "application/grpcish", "application/json", ""] {
+            assert!(!is(value), "{value}");
+        }
+        assert!(!is_grpc(&HeaderMap::new()));
+    }
 
     #[test]
     fn metadata_goes_up_without_what_belongs_to_this_hop() {

@@ -108,7 +108,9 @@ async fn read(mut body: Body) -> Result<Fetched, FetchError> {
     let reading = tokio::task::spawn_blocking(move || {
         let mut bytes = Vec::new();
         body.read_to_end(&mut bytes).map_err(FetchError::from_io)?;
-        Ok(Fetched { bytes, source: body.source().unwrap(), packaging: body.packaging() })
+        let packaging = body.packaging();
+        let source = body.finish(&PayloadDigest::of(&bytes))?;
+        Ok(Fetched { bytes, source, packaging })
     });
     reading.await.unwrap()
 }

@@ -5,7 +5,7 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::document::Fault;
+use super::fields::Fault;
 
 /// Why a file of plugins cannot be used.
 #[derive(Debug, thiserror::Error)]

@@ -8,9 +8,9 @@
 //! Fetches nothing and knows no socket: what it serves still names remote modules, and takes the
 //! same way through rewrite as resources of any control plane.
 
-mod document;
 mod encode;
 mod error;
+mod fields;
 pub mod folder;
 pub mod plugin;
 pub mod serve;

@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::OFlags;
 use sha2::{Digest as _, Sha256};
 
-use super::document::{self, Fault, Field, Fields};
 use super::error::{PluginError, Problem};
+use super::fields::{self, Fault, Field, Fields};
 use crate::digest::ExpectedDigest;
 use crate::module::{InvalidUrl, ModuleRequest, ModuleUrl, PullPolicy, PullSecret};
 use crate::secret::Secret;
@@ -178,7 +178,7 @@ fn read_bounded(path: &Path) -> io::Result<String> {
 /// All `WasmPlugin`s of a text, which is said to be `file`'s. Pull secrets are not read.
 pub(super) fn parse(file: &Path, text: &str) -> Result<Vec<WasmPlugin>, PluginError> {
     let mut found = Found::default();
-    document::documents(text)
+    fields::documents(text)
         .and_then(|documents| documents.into_iter().try_for_each(|document| found.add(document)))
         .map_err(|fault| PluginError::invalid(file, fault))?;
     if found.skipped > 0 {

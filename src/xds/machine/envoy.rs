@@ -32,7 +32,7 @@ pub enum Verdict {
 pub struct Change {
     pub added: BTreeSet<String>,
     pub dropped: BTreeSet<String>,
-    /// Subscribed names that Envoy says it holds from an earlier stream.
+    /// Subscribed names that Envoy holds, or may hold, from an earlier stream.
     pub held: BTreeSet<String>,
     /// The first request for this type on this stream.
     pub first: bool,
@@ -111,6 +111,10 @@ impl Envoy {
                 let settled = self.outstanding.is_none() && request.nonce == self.last_nonce;
                 if !change.first && !change.is_change() && !answered && settled {
                     self.again.clone_from(names);
+                }
+                if change.first && request.resumes {
+                    // Any of them, for all that it says.
+                    change.held.clone_from(names);
                 }
                 self.names.clone_from(names);
             }

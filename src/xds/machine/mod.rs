@@ -8,17 +8,19 @@
 
 pub mod control;
 pub mod envoy;
+pub mod events;
 pub mod slot;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-
-use crate::module::ModuleRequest;
 use crate::rewrite::Plan;
 pub use crate::upstream::directory::Variant;
+
+pub use self::events::{
+    Action, ControlRequest, ControlResponse, EnvoyRequest, EnvoyResponse, Failure, Names, Note, Serving,
+};
 
 use self::control::Control;
 use self::envoy::{Envoy, Verdict};
@@ -52,116 +54,9 @@ impl Default for Settings {
     }
 }
 
-/// What Envoy says about one intercepted type.
-#[derive(Debug, Clone, Default)]
-pub struct EnvoyRequest {
-    /// The nonce of the response that this answers; empty where it answers none.
-    pub nonce: String,
-    /// Why Envoy rejected that response.
-    pub error: Option<String>,
-    pub names: Names,
-}
-
-/// What a request says about the subscription.
-#[derive(Debug, Clone)]
-pub enum Names {
-    /// State of the world: all of it.
-    All(BTreeSet<String>),
-    /// Delta: what changes; `held` are the names in `initial_resource_versions`.
-    Change { subscribe: BTreeSet<String>, unsubscribe: BTreeSet<String>, held: BTreeSet<String> },
-}
-
-impl Default for Names {
-    fn default() -> Self {
-        Names::All(BTreeSet::new())
-    }
-}
-
-/// What the control plane says about one intercepted type.
-#[derive(Debug, Default)]
-pub struct ControlResponse {
-    pub version: String,
-    pub nonce: String,
-    pub offers: Vec<Offer>,
-    /// Resources that could not be read: name (where that much could be read) and reason.
-    pub malformed: Vec<(String, String)>,
-    pub removed: Vec<String>,
-}
-
-/// How a fetch ended badly.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Failure {
-    /// One line, without secrets.
-    pub message: String,
-    /// The reason's label for metrics.
-    pub label: &'static str,
-    /// Trying again soon is no use.
-    pub permanent: bool,
-    pub retry_after: Option<Duration>,
-}
-
-/// What is to be done.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Action {
-    /// Send this to Envoy.
-    Respond(EnvoyResponse),
-    /// Send this to the control plane.
-    Request(ControlRequest),
-    /// Get this module and come back with [`Machine::fetched`].
-    Fetch { name: String, generation: u64, request: Box<ModuleRequest> },
-    /// Worth a line in the log, and a count.
-    Note(Note),
-}
-
-/// What operators want to hear of.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Note {
-    /// A module could not be had.
-    FetchFailed { name: String, failure: Failure, retry_in: Option<Duration>, serving: Serving },
-    /// A module that had failed is there.
-    Recovered { name: String },
-    /// Envoy now runs the resource's failure policy.
-    FallbackSent { name: String },
-    /// Envoy rejected these resources.
-    Rejected { names: Vec<String>, reason: String },
-    /// The control plane sent something that cannot be read.
-    Malformed { name: String, reason: String },
-}
-
-/// What Envoy runs for a name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Serving {
-    Nothing,
-    Fallback,
-    /// The newest config.
-    Current,
-    /// The last config that worked; a newer one is not ready or was rejected.
-    LastGood,
-}
-
-/// A response to Envoy.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct EnvoyResponse {
-    pub version: String,
-    pub nonce: String,
-    /// State of the world: Any messages. Delta: Resource messages.
-    pub resources: Vec<Bytes>,
-    pub removed: Vec<String>,
-}
-
-/// A request to the control plane.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct ControlRequest {
-    pub version: String,
-    pub nonce: String,
-    /// State of the world: the whole subscription.
-    pub names: Vec<String>,
-    pub subscribe: Vec<String>,
-    pub unsubscribe: Vec<String>,
-    /// Delta: names that Envoy holds, sent with an empty version.
-    pub initial: Vec<String>,
-    pub error: Option<String>,
-}
+/// How Envoy's unified mux rejects a state of the world that lacks a name which an earlier one had,
+/// on an earlier stream too. It says so once for each such name, whatever else there is.
+const MISSING: &str = "Unexpected number of resources in ExtensionConfigDS response: 0";
 
 /// The state of all resources of one intercepted type on one stream.
 pub struct Machine {
@@ -170,6 +65,11 @@ pub struct Machine {
     envoy: Envoy,
     control: Control,
     generations: u64,
+    /// Until when the first response waits for what is on its way, so that nothing is missing which
+    /// Envoy has from an earlier stream.
+    resuming: Option<Instant>,
+    /// How often in a row Envoy has missed something.
+    missed: usize,
     jitter: Jitter,
     actions: Vec<Action>,
 }
@@ -183,6 +83,8 @@ impl Machine {
             envoy: Envoy::new(variant),
             control: Control::new(variant),
             generations: 0,
+            resuming: None,
+            missed: 0,
             jitter: Jitter(seed | 1),
             actions: Vec::new(),
         }
@@ -205,6 +107,9 @@ impl Machine {
         let change = self.envoy.subscribe(&request, !matches!(verdict, Verdict::None));
         for name in &change.dropped {
             self.slots.remove(name);
+        }
+        if change.first && request.resumes {
+            self.resuming = Some(now + self.settings.hold);
         }
         if change.dropped.contains(WILDCARD) {
             self.slots.retain(|name, _| self.envoy.wants(name));
@@ -296,7 +201,7 @@ impl Machine {
     /// When [`Machine::tick`] has something to do.
     pub fn deadline(&self) -> Option<Instant> {
         let slots = self.slots.values().filter_map(Slot::deadline);
-        slots.chain(self.control.deadline()).min()
+        slots.chain(self.control.deadline()).chain(self.resuming).min()
     }
 
     /// Does what is due.
@@ -304,6 +209,7 @@ impl Machine {
         if self.control.deadline().is_some_and(|deadline| deadline <= now) {
             self.answer();
         }
+        self.resuming = self.resuming.filter(|until| *until > now);
         for (name, slot) in &mut self.slots {
             if let Some(request) = slot.retry_due(now) {
                 let (name, generation) = (name.clone(), slot.generation);
@@ -381,6 +287,7 @@ impl Machine {
     }
 
     fn accepted(&mut self, sent: &envoy::Sent) {
+        (self.resuming, self.missed) = (None, 0);
         for (name, hash) in &sent.carried {
             if let Some(slot) = self.slots.get_mut(name) {
                 slot.accepted(*hash);
@@ -389,6 +296,15 @@ impl Machine {
     }
 
     fn rejected(&mut self, sent: &envoy::Sent, reason: &str) {
+        if reason.contains(MISSING) && self.missed < self.envoy.subscribed().len() {
+            self.missed += 1;
+            for (name, _) in &sent.changed {
+                if let Some(slot) = self.slots.get_mut(name) {
+                    slot.unjudged();
+                }
+            }
+            return;
+        }
         let names: Vec<_> = sent.changed.iter().map(|(name, _)| name.clone()).collect();
         // Envoy's text names no resource: one that came alone is the culprit, several are suspects
         // and are tried one by one.
@@ -420,6 +336,9 @@ impl Machine {
     /// together in the next, so nothing queues up behind an Envoy that is slow to answer.
     fn flush(&mut self, _now: Instant) {
         if self.envoy.outstanding().is_some() {
+            return;
+        }
+        if self.resuming.is_some() && self.slots.values().any(Slot::is_on_its_way) {
             return;
         }
         if let Some(response) = self.envoy.respond(&mut self.slots) {

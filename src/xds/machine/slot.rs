@@ -139,7 +139,7 @@ pub struct Slot {
     pub offer: Option<Offer>,
     pub fetching: Fetching,
     pub failing: Option<Failing>,
-    /// Envoy said on connecting that it holds this resource, so it gets no fallback.
+    /// Envoy said on connecting that it holds this resource, or may hold it, so it gets no fallback.
     pub envoy_holds: bool,
     /// When the fallback is due, while there is nothing better.
     fall_back_at: Option<Instant>,
@@ -366,6 +366,18 @@ impl Slot {
         self.judged = true;
         self.attempted = Some(hash);
         self.doubts.retain(|(doubted, _)| *doubted != hash);
+    }
+
+    /// A first fetch is under way, and nothing is known against it.
+    pub fn is_on_its_way(&self) -> bool {
+        let untroubled = self.candidate.is_none() && self.failing.is_none();
+        untroubled && self.fetching == Fetching::Running
+    }
+
+    /// Envoy rejected a response that carried this, for another reason: it goes out again.
+    pub fn unjudged(&mut self) {
+        self.sent = None;
+        self.judged = false;
     }
 
     /// Envoy rejected a response in which this was new, `alone` or among others.

@@ -1,8 +1,11 @@
 //! The machine against scripts, and against a model of Envoy (`model`).
 
 mod model;
+mod resume;
 
 use std::path::Path;
+
+use bytes::Bytes;
 
 use super::*;
 use crate::protobuf::messages::{Any, Resource, TypedExtensionConfig};
@@ -148,7 +151,8 @@ impl Bench {
                 Names::Change { subscribe: set(add), unsubscribe: set(drop), held: BTreeSet::new() }
             }
         };
-        let request = EnvoyRequest { nonce: nonce.to_owned(), error: error.map(str::to_owned), names };
+        let request =
+            EnvoyRequest { nonce: nonce.to_owned(), error: error.map(str::to_owned), names, resumes: false };
         self.machine.on_envoy(request, self.now);
         self.act();
     }

@@ -74,15 +74,11 @@ impl Agent {
 
     /// Makes its folders and its configuration, and starts nothing.
     pub fn prepare(world: &World, options: &Options) -> Agent {
-        let run = world.folder("run", User::Agent, 0o755);
-        let cache = world.folder("cache", User::Agent, 0o711);
-        let socket = run.join("xds.sock");
-        let admin = run.join("admin.sock");
-        let tcp = world.address();
-        let health = world.address();
         let Options { name, upstream, more, env } = options;
-        let yaml = format!(
-            "version: 1\n\
+        let mut agent = Agent::configured(world, name, |agent| {
+            let Agent { socket, tcp, health, admin, cache, .. } = agent;
+            format!(
+                "version: 1\n\
              listeners:\n\
              \x20 - {{address: \"unix:{socket}\", mode: \"0660\", group: \"{group}\"}}\n\
              \x20 - {{address: \"{tcp}\"}}\n\
@@ -92,16 +88,43 @@ impl Agent {
              health: {{listen: \"{health}\"}}\n\
              admin: {{listen: \"unix:{admin}\"}}\n\
              {more}",
-            socket = socket.display(),
-            group = envoy_group(),
-            cache = cache.display(),
-            admin = admin.display(),
-        );
-        let config = world.write(&format!("{name}.yaml"), yaml, User::Agent, 0o600);
+                socket = socket.display(),
+                group = envoy_group(),
+                cache = cache.display(),
+                admin = admin.display(),
+            )
+        });
+        agent.program.env.extend(env.iter().cloned());
+        agent
+    }
+
+    /// The same with a configuration that the test writes, given the agent's paths and addresses.
+    pub fn configured(world: &World, name: &str, yaml: impl FnOnce(&Agent) -> String) -> Agent {
+        let run = world.folder("run", User::Agent, 0o755);
+        let config = world.path().join(format!("{name}.yaml"));
         let mut program = program(world, name, ["run".into(), "--config".into(), config.clone().into()]);
         program.env.push(("RUST_LOG".into(), "wasmferry=debug".into()));
-        program.env.extend(env.iter().cloned());
-        Agent { program, process: None, socket, tcp, health, admin, cache, config }
+        let agent = Agent {
+            program,
+            process: None,
+            socket: run.join("xds.sock"),
+            tcp: world.address(),
+            health: world.address(),
+            admin: run.join("admin.sock"),
+            cache: world.folder("cache", User::Agent, 0o711),
+            config,
+        };
+        world.write(&format!("{name}.yaml"), yaml(&agent), User::Agent, 0o600);
+        agent
+    }
+
+    /// Has this command start it from now on, by what follows its own arguments.
+    pub fn through(&mut self, command: &[&str]) {
+        let mut words = command.iter().map(OsString::from);
+        let path = words.next().expect("a command");
+        let own = std::mem::replace(&mut self.program.path, path.into());
+        let own = [own.into_os_string()].into_iter().chain(std::mem::take(&mut self.program.args));
+        self.program.args = words.chain(own).collect();
     }
 
     /// Starts it, the same as before, and waits until it is ready.
@@ -142,6 +165,12 @@ impl Agent {
         status.code()
     }
 
+    /// All that it logged, before a restart too.
+    pub fn log(&self) -> String {
+        let process = self.process.as_ref().expect("a running agent");
+        format!("{}{}", process.stdout(), process.stderr())
+    }
+
     /// A page of the health listener.
     pub async fn health(&self, path: &str) -> Answer {
         client::get(self.health, path).await.expect("the health listener")
@@ -152,6 +181,18 @@ impl Agent {
         client::get(client::Peer::Unix(self.admin.clone()), path).await.expect("the admin socket")
     }
 
+    /// What `/state` says.
+    pub async fn state(&self) -> serde_json::Value {
+        serde_json::from_slice(&self.admin("/state").await.body).expect("JSON from /state")
+    }
+
+    /// A sample of the metrics, named as it stands there, labels included; 0 where there is none yet.
+    pub async fn metric(&self, sample: &str) -> u64 {
+        let text = self.health("/metrics").await.text();
+        let value = text.lines().find_map(|line| line.strip_prefix(sample)?.strip_prefix(' '));
+        value.map_or(0, |value| value.parse().expect("a whole number"))
+    }
+
     /// Both ways by which an Envoy may connect.
     pub fn xds(&self) -> [Xds; 2] {
         [Xds::Unix(self.socket.clone()), Xds::Tcp(self.tcp)]
@@ -160,14 +201,31 @@ impl Agent {
 
 /// Runs `wasmferry ARGS` as the agent's user, to its end.
 pub async fn wasmferry(world: &World, args: impl IntoIterator<Item = impl Into<OsString>>) -> Output {
-    program(world, "command", args.into_iter().map(Into::into)).run(world).await
+    command(world, args, &[]).await
+}
+
+/// The same with more in its environment.
+pub async fn command(
+    world: &World,
+    args: impl IntoIterator<Item = impl Into<OsString>>,
+    env: &[(&str, &str)],
+) -> Output {
+    let mut program = program(world, "command", args.into_iter().map(Into::into));
+    program.env.extend(env.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())));
+    program.run(world).await
+}
+
+/// The program under test: what cargo has built beside the tests, or what `WASMFERRY` names, such as the
+/// static binary.
+pub fn binary() -> PathBuf {
+    std::env::var_os("WASMFERRY").unwrap_or_else(|| env!("CARGO_BIN_EXE_wasmferry").into()).into()
 }
 
 fn program(world: &World, name: &str, args: impl IntoIterator<Item = OsString>) -> Program {
     let home = world.folder("home", User::Agent, 0o700);
     Program {
         name: name.into(),
-        path: env!("CARGO_BIN_EXE_wasmferry").into(),
+        path: binary(),
         user: User::Agent,
         args: args.into_iter().collect(),
         env: vec![("HOME".into(), home.display().to_string())],

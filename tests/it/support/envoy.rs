@@ -221,15 +221,19 @@ pub struct Envoy {
 impl Envoy {
     /// Starts it and waits until its admin interface answers. That is before it is live.
     pub async fn start(world: &World, options: &Options) -> Envoy {
+        let mut args = options.args.clone();
+        if !args.iter().any(|arg| arg == "--base-id") {
+            args.push("--disable-hot-restart".into());
+        }
+        let bootstrap = options.bootstrap().encode_to_vec();
+        Envoy::run(world, &options.node_id, ".pb", &bootstrap, &args).await
+    }
+
+    /// The same with any bootstrap, in the format of this extension.
+    pub async fn run(world: &World, name: &str, extension: &str, bootstrap: &[u8], more: &[String]) -> Envoy {
         let folder = world.folder("envoy", User::Envoy, 0o700);
-        let named = |kind: &str| format!("{}{kind}", options.node_id);
-        let bootstrap = world.write(
-            &format!("envoy/{}", named(".pb")),
-            options.bootstrap().encode_to_vec(),
-            User::Envoy,
-            0o400,
-        );
-        let admin_address = folder.join(named(".admin"));
+        let bootstrap = world.write(&format!("envoy/{name}{extension}"), bootstrap, User::Envoy, 0o400);
+        let admin_address = folder.join(format!("{name}.admin"));
         let _ = std::fs::remove_file(&admin_address);
         let mut args: Vec<String> = [
             "--concurrency 2 --drain-time-s 1 --drain-strategy immediate --log-level info",
@@ -240,12 +244,9 @@ impl Envoy {
         .collect();
         args.push(admin_address.display().to_string());
         args.extend(["--config-path".into(), bootstrap.display().to_string()]);
-        if !options.args.iter().any(|arg| arg == "--base-id") {
-            args.push("--disable-hot-restart".into());
-        }
-        args.extend(options.args.iter().cloned());
+        args.extend(more.iter().cloned());
         let program = Program {
-            name: options.node_id.clone(),
+            name: name.into(),
             path: tool("envoy"),
             user: User::Envoy,
             args: args.into_iter().map(Into::into).collect(),

@@ -5,15 +5,22 @@
 // Shared by tests that each use a part of it.
 #![allow(dead_code)]
 
+pub mod ads;
 pub mod agent;
+pub mod bad_server;
 pub mod client;
 pub mod control_plane;
+pub mod ecds;
 pub mod envoy;
+pub mod fixtures;
 pub mod gate;
-
+pub mod mesh;
 pub mod process;
+pub mod pulls;
 pub mod registry;
 pub mod resources;
+pub mod sockets;
+pub mod traffic;
 pub mod world;
 
 use std::time::{Duration, Instant};

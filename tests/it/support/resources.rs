@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::Path;
 
+use envoy_types::pb::envoy::config::cluster::v3::Cluster;
 use envoy_types::pb::envoy::config::core::v3::{
     self as core, AsyncDataSource, ConfigSource, ExtensionConfigSource, TypedExtensionConfig,
 };
@@ -34,6 +35,11 @@ pub fn ecds_type() -> String {
 /// The type URL of listeners.
 pub fn lds_type() -> String {
     Listener::type_url()
+}
+
+/// The type URL of clusters.
+pub fn cds_type() -> String {
+    Cluster::type_url()
 }
 
 /// Whether a filter stands among the HTTP filters or among a connection's.

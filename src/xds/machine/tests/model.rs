@@ -385,7 +385,9 @@ impl World {
                 Names::Change { subscribe: set(add), unsubscribe: set(drop), held: BTreeSet::new() }
             }
         };
-        self.envoy.requests.push_back((EnvoyRequest { nonce, error, names }, self.envoy.names.clone()));
+        self.envoy
+            .requests
+            .push_back((EnvoyRequest { nonce, error, names, resumes: false }, self.envoy.names.clone()));
     }
 
     fn envoy_delivers(&mut self) -> bool {

@@ -3,8 +3,10 @@
 //!
 //! - [`ControlPlane::accept`] gives the next stream as it is: [`Accepted`].
 //! - [`script::Script`] on top of it checks every version and nonce ([`ledger`]).
+//! - [`answer::Answering`] says what no control plane should.
 //! - [`serve::Serving`] is a plain control plane that serves a set of resources to all who come.
 
+pub mod answer;
 pub mod ledger;
 pub mod script;
 pub mod serve;
@@ -45,6 +47,18 @@ const DELTA: &str = "/envoy.service.discovery.v3.AggregatedDiscoveryService/Delt
 pub enum Protocol {
     Sotw,
     Delta,
+}
+
+impl Protocol {
+    pub const BOTH: [Protocol; 2] = [Protocol::Sotw, Protocol::Delta];
+
+    /// The path of its method.
+    pub fn path(self) -> &'static str {
+        match self {
+            Protocol::Sotw => SOTW,
+            Protocol::Delta => DELTA,
+        }
+    }
 }
 
 /// A listening control plane. Its connections end when it is dropped.

@@ -147,6 +147,13 @@ async fn stream(
     loop {
         let current = state.borrow_and_update().clone();
         for type_url in script.ledger().types() {
+            // Without clusters too, since Envoy asks for listeners only once it has been answered.
+            if type_url == resources::cds_type()
+                && !delivered.contains_key(&type_url)
+                && script.send(&type_url, &current.version.to_string(), Vec::new()).await.is_err()
+            {
+                return;
+            }
             let last = delivered.entry(type_url.clone()).or_default();
             if deliver(&mut script, &type_url, &current, last).await.is_err() {
                 return;

@@ -1,25 +1,26 @@
-//! A YAML document as a tree in which every node knows its line, so that whoever reads it can say
-//! where a mistake stands. Knows YAML; must not know any key.
+//! YAML, and JSON as the YAML that it is, as trees in which every node knows its line, so that whoever
+//! reads one can say where a mistake stands. Knows the syntax; must not know any key.
 
 use std::fmt;
 
 use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
-use serde_saphyr::{NonFiniteFloatPolicy, Spanned};
+use serde_saphyr::{Options, Spanned};
 
 /// One node and the line on which it stands, from 1.
-#[derive(Debug)]
-pub(super) struct Node {
+#[derive(Debug, Clone)]
+pub struct Node {
     pub line: u64,
     pub value: Value,
 }
 
 /// What a node holds. Plain scalars have the types that YAML 1.2 infers.
-#[derive(Debug)]
-pub(super) enum Value {
+#[derive(Debug, Clone)]
+pub enum Value {
     Null,
     Boolean(bool),
     Integer(i128),
+    /// Finite.
     Float(f64),
     Text(String),
     List(Vec<Node>),
@@ -27,30 +28,41 @@ pub(super) enum Value {
 }
 
 /// One key of a map. The parser has refused duplicates.
-#[derive(Debug)]
-pub(super) struct Entry {
+#[derive(Debug, Clone)]
+pub struct Entry {
     pub key: String,
     pub line: u64,
     pub node: Node,
 }
 
-/// Why a text is no YAML document that we take. Never repeats a value.
+/// Why a text is no YAML that we take. Never repeats a value.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Malformed {
+pub struct Malformed {
     pub line: Option<u64>,
     pub key: Option<String>,
     pub why: String,
 }
 
 impl Node {
-    /// Reads one document. Duplicate keys, tags of applications and a second document are errors.
+    /// Reads the one document of a text; nothing at all is a null. Another document is an error.
     pub fn parse(text: &str) -> Result<Node, Malformed> {
-        let options = serde_saphyr::options! {
-            with_snippet: false,
-            reject_unsupported_tags: true,
-            non_finite_float_policy: NonFiniteFloatPolicy::PassThrough,
-        };
-        serde_saphyr::from_str_with_options(text, options).map_err(|error| Malformed::from(&error))
+        serde_saphyr::from_str_with_options(text, options()).map_err(|error| Malformed::from(&error))
+    }
+
+    /// Reads all documents of a text, those that are empty left out.
+    pub fn parse_all(text: &str) -> Result<Vec<Node>, Malformed> {
+        serde_saphyr::from_multiple_with_options(text, options()).map_err(|error| Malformed::from(&error))
+    }
+}
+
+/// Duplicate keys and tags of applications are errors, and what aliases unfold to is bounded.
+fn options() -> Options {
+    serde_saphyr::options! {
+        // A snippet would show what stands around the error.
+        with_snippet: false,
+        reject_unsupported_tags: true,
+        budget: serde_saphyr::budget! { max_total_scalar_bytes: 8 << 20 },
+        alias_limits: serde_saphyr::alias_limits! { max_total_replayed_events: 50_000 },
     }
 }
 
@@ -67,7 +79,8 @@ impl From<&serde_saphyr::Error> for Malformed {
             Yaml::ExternalMessage { msg, .. } | Yaml::Message { msg, .. } => (None, msg.clone()),
             Yaml::UnknownAnchor { .. } => (None, "an alias (`*name`) without its anchor".to_owned()),
             Yaml::UnsupportedTag { .. } => (None, "a tag (`!name`) that means nothing here".to_owned()),
-            _ => (None, "not valid YAML".to_owned()),
+            Yaml::NonFiniteFloat { .. } => (None, "a number that is none, or infinite".to_owned()),
+            _ => (None, "a mistake in its syntax".to_owned()),
         };
         Self { line, key, why }
     }
@@ -192,6 +205,23 @@ mod tests {
             assert_eq!(error.line, Some(line), "{text:?}: {error:?}");
             assert!(!format!("{error:?}").contains("hunter2"), "{error:?}");
         }
+    }
+
+    #[test]
+    fn a_number_is_finite() {
+        for text in ["a: .inf", "a: -.inf", "a: .nan"] {
+            let error = why(text);
+            assert_eq!((error.line, error.why.as_str()), (Some(1), "a number that is none, or infinite"));
+        }
+    }
+
+    #[test]
+    fn all_documents_are_read_with_their_lines_in_the_text_and_empty_ones_left_out() {
+        let lines =
+            |text: &str| Node::parse_all(text).unwrap().iter().map(|node| node.line).collect::<Vec<_>>();
+        assert_eq!(lines("---\n---\na: 1\n---\n# nothing\n---\nb: 2\nc: 3\n"), [3, 7]);
+        assert_eq!(lines("# nothing\n"), [0; 0]);
+        assert_eq!(lines("[{\"a\": 1},\n\t2]"), [1], "JSON, indented by a tab");
     }
 
     #[test]

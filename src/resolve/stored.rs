@@ -1,0 +1,145 @@
+//! What the store is asked and told: lookups under the pull policy, and the way of a body into it.
+
+use std::io::{self, Read};
+use std::sync::atomic::Ordering;
+
+use super::{Asked, Inner, Progress, ResolveError, digest_key, is_expected, source_key};
+use crate::digest::SourceDigest;
+use crate::fetch::{Body, FetchError};
+use crate::module::{Module, PullPolicy};
+use crate::store::{Record, StoreError, Stored};
+use crate::wasm::{self, UnpackError};
+
+impl Inner {
+    /// What the store has that serves this request under its policy.
+    pub(super) fn look_up(&self, asked: &Asked) -> Result<Option<Module>, ResolveError> {
+        let request = &asked.request;
+        let is_current = |record: &Record| match request.policy {
+            PullPolicy::IfNotPresent => true,
+            PullPolicy::Always => {
+                record.resource_version.is_some() && record.resource_version == request.resource_version
+            }
+        };
+        // What lies under what is expected was compared with it before it was written.
+        if let Some(record) = self.record(asked, &source_key(request))?
+            && is_current(&record)
+            && let Some(module) = self.module(asked, &record)?
+        {
+            return Ok(Some(module));
+        }
+        if request.expected.is_some()
+            && let Some(record) = self.record(asked, &request.url.canonical())?
+            && is_current(&record)
+            && is_expected(request.expected.as_ref(), &record)
+        {
+            return self.module(asked, &record);
+        }
+        Ok(None)
+    }
+
+    pub(super) fn record(&self, asked: &Asked, key: &str) -> Result<Option<Record>, ResolveError> {
+        self.store.lookup(&asked.audience, key).map_err(|source| asked.store_error(source))
+    }
+
+    pub(super) fn module(&self, asked: &Asked, record: &Record) -> Result<Option<Module>, ResolveError> {
+        let view = self.store.view(&asked.audience, &record.payload);
+        let stored = view.map_err(|source| asked.store_error(source))?;
+        Ok(stored.map(|stored| Module {
+            path: stored.path,
+            payload: stored.payload,
+            source: record.source,
+            size: stored.size,
+            cached: true,
+        }))
+    }
+
+    /// The module that this manifest led to before.
+    pub(super) fn known(
+        &self,
+        asked: &Asked,
+        manifest: SourceDigest,
+        is_expected_already: bool,
+    ) -> Result<Option<Module>, ResolveError> {
+        let request = &asked.request;
+        let keys = [Some(source_key(request)), digest_key(&request.url, &manifest)];
+        for key in keys.into_iter().flatten() {
+            if let Some(record) = self.record(asked, &key)?
+                && record.source == manifest
+                && (is_expected_already || is_expected(request.expected.as_ref(), &record))
+                && let Some(module) = self.module(asked, &record)?
+            {
+                return Ok(Some(module));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Streams the body into the store. What any digest covers has been read and compared before
+    /// the module becomes visible.
+    pub(super) fn take_in(
+        &self,
+        asked: &Asked,
+        body: Body,
+        source_is_expected: bool,
+        progress: &Progress,
+    ) -> Result<Module, ResolveError> {
+        let url = || asked.request.url.to_string();
+        let mut ingest = self.store.ingest().map_err(|source| asked.store_error(source))?;
+        let packaging = body.packaging();
+        let mut body = Counted { body, progress };
+        wasm::unpack(&mut body, packaging, &asked.config.limits, &mut ingest).map_err(
+            |error| match error {
+                UnpackError::Read(source) => asked.fetch_error(FetchError::from_io(source)),
+                UnpackError::Write(source) => asked.store_error(StoreError::from_io(source)),
+                source => ResolveError::Unpack { url: url(), source },
+            },
+        )?;
+        let mut finished = ingest.finish().map_err(|source| asked.store_error(source))?;
+        // The disk works while the module is checked.
+        finished.start_sync();
+        let payload = finished.payload();
+        let source = body.body.finish(&payload).map_err(|source| asked.fetch_error(source))?;
+        if let Some(expected) = asked.request.expected
+            && !expected.is_payload(&payload)
+            && !source_is_expected
+        {
+            return Err(ResolveError::Unexpected { url: url(), expected, payload, found: source });
+        }
+        let reader = finished.reader().map_err(|source| asked.store_error(source))?;
+        wasm::check(reader, &asked.config.budgets)
+            .map_err(|source| ResolveError::Module { url: url(), source })?;
+        let Stored { path, payload, size } =
+            finished.commit(&asked.audience).map_err(|source| asked.store_error(source))?;
+        Ok(Module { path, payload, source, size, cached: false })
+    }
+
+    /// Writes an index record. Without it the module is as good, and costs a fetch next time.
+    pub(super) fn remember(&self, asked: &Asked, key: &str, module: &Module) {
+        let url = asked.request.url.to_string();
+        let record = Record {
+            payload: module.payload,
+            source: module.source,
+            size: module.size,
+            resource_version: asked.request.resource_version.clone(),
+            fetched_at: self.clock.wall(),
+            url: url.clone(),
+        };
+        if let Err(error) = self.store.record(&asked.audience, key, &record) {
+            tracing::warn!(url, "cannot write an index record: {error}");
+        }
+    }
+}
+
+/// Tells [`Progress`] what has been read.
+struct Counted<'a> {
+    body: Body,
+    progress: &'a Progress,
+}
+
+impl Read for Counted<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.body.read(buffer)?;
+        self.progress.done.fetch_add(read as u64, Ordering::Relaxed);
+        Ok(read)
+    }
+}

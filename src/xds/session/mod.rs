@@ -1,0 +1,338 @@
+//! One stream of one Envoy and its stream upstream. A single task reads both and never waits to
+//! write: what is to be written goes into bounded outboxes that the connections drain.
+
+mod control;
+mod end;
+mod notes;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::HeaderMap;
+use hyper::body::Incoming as HyperBody;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use self::control::{Control, ReadWith};
+use self::end::End;
+use self::notes::shown;
+use super::budget::Budget;
+use super::frame::{Incoming, Message, Messages, STALL_LIMIT};
+use super::intercept::{self, INTERCEPTED};
+use super::machine::{Action, Failure, Machine, Settings, Variant};
+use super::outbox::{Outbox, OutboxBody, outbox};
+use super::state::{Entry, States};
+use crate::clock::Clock;
+use crate::metrics::{Metrics, result};
+use crate::module::Module;
+use crate::protobuf::messages;
+use crate::resolve::{ResolveError, Resolver};
+use crate::upstream::Upstream;
+
+/// The largest message that the control plane may send, in bytes.
+pub const CONTROL_PLANE_LIMIT: usize = 256 * 1024 * 1024;
+/// The largest message that an Envoy may send, in bytes.
+pub const ENVOY_LIMIT: usize = 16 * 1024 * 1024;
+/// What the names that one stream asks for may cost, in bytes: tens of thousands, where an Envoy asks
+/// for dozens.
+pub const NAMES_LIMIT: usize = 4 * 1024 * 1024;
+/// So much of a peer's text goes into a line of the log, in characters.
+const SHOWN_LIMIT: usize = 512;
+/// How long the control plane may take to end its side after Envoy ended its own.
+const HALF_CLOSED_LIMIT: Duration = Duration::from_secs(10);
+
+/// What all sessions share.
+pub struct Shared {
+    pub upstream: Upstream,
+    pub resolver: Resolver,
+    pub settings: watch::Receiver<RelaySettings>,
+    pub budget: Budget,
+    /// The part of the budget that is for what Envoys send, which is little: so no Envoy can keep
+    /// others from being sent something by filling it.
+    pub requests_budget: Budget,
+    pub clock: Clock,
+    pub metrics: Metrics,
+    pub states: States,
+    /// Cancelled when the agent drains.
+    pub shutdown: CancellationToken,
+}
+
+/// What can change while streams are open; each new stream takes what is set then.
+#[derive(Debug, Clone)]
+pub struct RelaySettings {
+    /// Bytes that may wait for a peer that does not read.
+    pub queue_bytes: usize,
+    pub machine: Settings,
+}
+
+type Fetched = (String, u64, Result<Module, Arc<ResolveError>>);
+
+/// A running stream.
+struct Session {
+    variant: Variant,
+    listener: Arc<str>,
+    shared: Arc<Shared>,
+    machine: Machine,
+    to_envoy: Outbox,
+    fetches: JoinSet<Fetched>,
+    entry: Entry,
+    /// Envoy's node as it sent it, until the control plane has it.
+    node: Option<Bytes>,
+    node_sent: bool,
+    node_id: String,
+}
+
+/// Starts serving a stream; the body is what Envoy reads. `path` is the method's path, which is the
+/// same upstream.
+pub fn start(
+    shared: &Arc<Shared>,
+    listener: Arc<str>,
+    variant: Variant,
+    path: &'static str,
+    metadata: HeaderMap,
+    body: HyperBody,
+) -> (OutboxBody, impl Future<Output = ()> + Send + use<>) {
+    let settings = shared.settings.borrow().clone();
+    let (to_envoy, envoy_body) = outbox(settings.queue_bytes, &shared.budget);
+    let control = Control::open(shared, variant, path, metadata, settings.queue_bytes);
+    let from_envoy = Messages::new(body, ENVOY_LIMIT, shared.requests_budget.clone(), shared.clock.clone());
+    let entry = shared.states.enter();
+    let session = Session {
+        variant,
+        listener,
+        machine: Machine::new(variant, settings.machine, spread_seed(entry.id())),
+        shared: shared.clone(),
+        to_envoy,
+        fetches: JoinSet::new(),
+        entry,
+        node: None,
+        node_sent: false,
+        node_id: String::new(),
+    };
+    (envoy_body, session.run(from_envoy, control))
+}
+
+/// Makes neighbouring numbers unlike, for the retries of streams that begin together.
+fn spread_seed(id: u64) -> u64 {
+    (id + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}
+
+impl Session {
+    async fn run(mut self, from_envoy: Messages<HyperBody>, control: Control) {
+        self.shared.metrics.streams.inc();
+        let end = self.serve(from_envoy, control).await;
+        self.shared.metrics.streams.dec();
+        self.shared.metrics.stream_ends.get_or_create(&result(end.label())).inc();
+        tracing::info!(
+            listener = &*self.listener, node = self.node_id, reason = %end, "stream ended"
+        );
+        let Self { to_envoy, shared, entry, .. } = self;
+        drop(entry);
+        match end {
+            // What is queued may be what the peer does not read.
+            End::EnvoyStalled(_) | End::FromEnvoy(_) => to_envoy.abort(Some(end.trailers())),
+            end => {
+                to_envoy.finish(Some(end.trailers()));
+                // Nor does what it leaves to an Envoy that stops reading now stay for ever.
+                let deadline = shared.clock.now() + STALL_LIMIT;
+                if shared.clock.timeout_at(deadline, to_envoy.gone()).await.is_err() {
+                    to_envoy.abort(None);
+                }
+            }
+        }
+    }
+
+    /// Serves the stream until it has an end to tell; what it had of the control plane is closed.
+    async fn serve(&mut self, mut from_envoy: Messages<HyperBody>, mut control: Control) -> End {
+        loop {
+            match self.step(&mut from_envoy, &mut control).await {
+                Ok(Step::On) => {}
+                Ok(Step::HalfClosed) => match control.half_close() {
+                    Ok(rest) => return self.read_out(rest).await,
+                    Err(end) => return end,
+                },
+                Err(end) => return end,
+            }
+        }
+    }
+
+    /// Waits for one event, takes what else is ready, and does what follows from it.
+    async fn step(
+        &mut self,
+        from_envoy: &mut Messages<HyperBody>,
+        control: &mut Control,
+    ) -> Result<Step, End> {
+        let shared = self.shared.clone();
+        let with = ReadWith { budget: shared.budget.clone(), clock: shared.clock.clone() };
+        let deadline = self.machine.deadline();
+        tokio::select! {
+            () = shared.shutdown.cancelled() => return Err(End::Shutdown),
+            () = self.to_envoy.gone() => return Err(End::EnvoyGone),
+            incoming = from_envoy.next() => match incoming.map_err(End::FromEnvoy)? {
+                Incoming::Message(message) => self.on_envoy(message, control)?,
+                Incoming::End(_) => return Ok(Step::HalfClosed),
+            },
+            message = control.next(&with) => self.on_control(message?)?,
+            Some(fetched) = self.fetches.join_next(), if !self.fetches.is_empty() => {
+                self.on_fetched(fetched);
+                // Modules that are ready together go to Envoy together.
+                while let Some(fetched) = self.fetches.try_join_next() {
+                    self.on_fetched(fetched);
+                }
+            }
+            () = sleep_until(&shared.clock, deadline) => self.machine.tick(shared.clock.now()),
+        }
+        self.act(control)?;
+        Ok(Step::On)
+    }
+
+    /// Envoy has ended its side: passes on what the control plane still has to say.
+    async fn read_out(&mut self, mut control: Control) -> End {
+        let with = ReadWith { budget: self.shared.budget.clone(), clock: self.shared.clock.clone() };
+        let shared = self.shared.clone();
+        let deadline = shared.clock.now() + HALF_CLOSED_LIMIT;
+        loop {
+            let message = tokio::select! {
+                () = shared.shutdown.cancelled() => return End::Shutdown,
+                () = self.to_envoy.gone() => return End::EnvoyGone,
+                () = shared.clock.sleep_until(deadline) => return End::Envoy,
+                message = control.next(&with) => message,
+            };
+            if let Err(end) = message.and_then(|message| self.on_control(message)) {
+                return end;
+            }
+        }
+    }
+
+    fn on_envoy(&mut self, message: Message, control: &mut Control) -> Result<(), End> {
+        let intercepted = intercept::request_type(self.variant, &message.bytes)
+            .map_err(End::MalformedRequest)?
+            == INTERCEPTED;
+        self.count("envoy", intercepted);
+        if !self.node_sent
+            && self.node.is_none()
+            && let Some(node) = intercept::node(self.variant, &message.bytes)
+        {
+            self.node_id = shown(messages::node_id(node).unwrap_or_default());
+            self.node = Some(Bytes::copy_from_slice(node));
+            tracing::info!(listener = &*self.listener, node = self.node_id, "stream opened");
+            self.publish();
+        }
+        if !intercepted {
+            // The node goes along in it where this is the first message.
+            if intercept::node(self.variant, &message.bytes).is_some() {
+                self.node_is_sent();
+            }
+            let message = self.with_node(message);
+            return control.send(message);
+        }
+        if intercept::names_cost(self.variant, &message.bytes) > NAMES_LIMIT {
+            return Err(End::TooManyNames);
+        }
+        let request = intercept::read_request(self.variant, &message.bytes).map_err(End::MalformedRequest)?;
+        self.machine.on_envoy(request, self.shared.clock.now());
+        let names = self.machine.subscribed().iter();
+        if names.map(|name| intercept::name_cost(name.len())).sum::<usize>() > NAMES_LIMIT {
+            return Err(End::TooManyNames);
+        }
+        Ok(())
+    }
+
+    /// The control plane has the node, which is large and not needed again.
+    fn node_is_sent(&mut self) {
+        self.node_sent = true;
+        self.node = None;
+    }
+
+    /// The first message upstream names the node, also where Envoy named it in one that was kept.
+    fn with_node(&mut self, message: Message) -> Message {
+        if self.node_sent {
+            return message;
+        }
+        let Some(node) = &self.node else { return message };
+        let bytes = intercept::prepend_node(self.variant, node, &message.bytes);
+        self.node_is_sent();
+        message.with_bytes(bytes)
+    }
+
+    fn on_control(&mut self, message: Message) -> Result<(), End> {
+        let intercepted =
+            intercept::response_type(&message.bytes).map_err(End::MalformedResponse)? == INTERCEPTED;
+        self.count("control_plane", intercepted);
+        if !intercepted {
+            return self.to_envoy.push(message).map_err(End::EnvoyStalled);
+        }
+        let response =
+            intercept::read_response(self.variant, &message.bytes).map_err(End::MalformedResponse)?;
+        self.machine.on_control(response, self.shared.clock.now());
+        Ok(())
+    }
+
+    fn on_fetched(&mut self, fetched: Result<Fetched, tokio::task::JoinError>) {
+        // A resolve that panicked is reported by the resolver to all who wait for it; this task
+        // only waits.
+        let Ok((name, generation, outcome)) = fetched else { return };
+        let now = self.shared.clock.now();
+        match outcome {
+            Ok(module) => self.machine.fetched(&name, generation, Ok(module.path()), now),
+            Err(error) => {
+                let failure = Failure {
+                    message: error.to_string(),
+                    label: error.label(),
+                    permanent: error.is_permanent(),
+                    retry_after: error.retry_after(),
+                };
+                self.machine.fetched(&name, generation, Err(failure), now);
+            }
+        }
+    }
+
+    /// Does what the machine wants.
+    fn act(&mut self, control: &mut Control) -> Result<(), End> {
+        let actions = self.machine.actions(self.shared.clock.now());
+        if actions.is_empty() {
+            return Ok(());
+        }
+        for action in actions {
+            match action {
+                Action::Respond(response) => {
+                    let message = Message::own(intercept::write_response(self.variant, &response));
+                    self.to_envoy.push(message).map_err(End::EnvoyStalled)?;
+                    self.shared
+                        .metrics
+                        .resources
+                        .get_or_create(&result("delivered"))
+                        .inc_by(response.resources.len() as u64);
+                }
+                Action::Request(request) => {
+                    let bytes = intercept::write_request(self.variant, &request, self.node.as_deref());
+                    if self.node.is_some() {
+                        self.node_is_sent();
+                    }
+                    control.send(Message::own(bytes))?;
+                }
+                Action::Fetch { name, generation, request } => {
+                    let resolver = self.shared.resolver.clone();
+                    self.fetches.spawn(async move { (name, generation, resolver.resolve(*request).await) });
+                }
+                Action::Note(note) => self.note(note),
+            }
+        }
+        self.publish();
+        Ok(())
+    }
+}
+
+enum Step {
+    On,
+    HalfClosed,
+}
+
+async fn sleep_until(clock: &Clock, deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => clock.sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
