@@ -186,25 +186,30 @@ impl Envoy {
     }
 
     /// The news for Envoy that go into the next response. Envoy does not say which one of several it
-    /// rejected, nor which ones it has looked at before that. So while there are suspects, what it has
-    /// accepted before comes first and anything else alone, the suspects last; and a fallback, of a
-    /// type that Envoy may not expect, goes alone from the start.
+    /// rejected, nor which ones it has looked at before that. So what it has accepted before, and what
+    /// repairs what it rejected, goes before all else; a fallback, of a type that Envoy may not
+    /// expect, goes alone; and so does everything while there are suspects, who come last.
     fn choose(slots: &BTreeMap<String, Slot>) -> BTreeMap<String, Candidate> {
-        let careful = slots.values().any(|slot| slot.trial().is_some());
-        let (mut together, mut alone) = (BTreeMap::new(), None);
+        let (mut proven, mut new, mut risky) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         for (name, slot) in slots {
-            let Some(news) = slot.news() else { continue };
-            match slot.trust(&news) {
-                Trust::New if !careful => _ = together.insert(name.clone(), news),
-                Trust::Proven => _ = together.insert(name.clone(), news),
-                Trust::New | Trust::Risky => _ = alone.get_or_insert((name.clone(), news)),
-            }
+            let Some(candidate) = slot.news() else { continue };
+            let group = match slot.trust(&candidate) {
+                Trust::Proven => &mut proven,
+                Trust::New => &mut new,
+                Trust::Risky => &mut risky,
+            };
+            group.insert(name.clone(), candidate);
         }
-        if together.is_empty() {
-            let trial = || slots.iter().find_map(|(name, slot)| Some((name.clone(), slot.trial()?)));
-            together.extend(alone.or_else(trial));
+        if !proven.is_empty() {
+            return proven;
         }
-        together
+        let careful = slots.values().any(|slot| slot.trial().is_some());
+        if !new.is_empty() && !careful {
+            return new;
+        }
+        let trial = || slots.iter().find_map(|(name, slot)| Some((name.clone(), slot.trial()?)));
+        let alone = new.pop_first().or_else(|| risky.pop_first()).or_else(trial);
+        alone.into_iter().collect()
     }
 
     fn next_nonce(&mut self) -> String {

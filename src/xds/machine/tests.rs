@@ -630,6 +630,22 @@ fn what_envoy_may_have_accepted_unread_takes_no_neighbour_down_with_it() {
 }
 
 #[test]
+fn what_repairs_a_rejection_goes_before_anything_that_envoy_might_reject_with_it() {
+    for variant in BOTH {
+        let mut bench = Bench::new(variant, &["a", "b"]);
+        bench.control(&[plain("b", "good")], &[]);
+        bench.ack();
+        bench.control(&[plain("b", "bad")], &[]);
+        bench.control(&[plain("a", "bad")], &[]);
+        bench.nack("b is bad");
+        assert_eq!(bench.last().into_keys().collect::<Vec<_>>(), ["b"]);
+        assert!(holds(&bench.last()["b"], "good"));
+        bench.ack();
+        assert!(holds(&bench.last()["a"], "bad"));
+    }
+}
+
+#[test]
 fn a_subscription_change_follows_the_answer_that_is_due() {
     for variant in BOTH {
         let mut bench = Bench::new(variant, &["a"]);
