@@ -35,6 +35,20 @@ where
     where
         F: Future<Output = T> + Send + 'static,
     {
+        let with_no_rest = || {
+            let flight = flight();
+            async move { (flight.await, std::future::ready(())) }
+        };
+        self.join_to_the_end(key, with_no_rest).await
+    }
+
+    /// As [`Flights::join`], for a flight that gives its outcome and what it has yet to do: nobody
+    /// waits for that, and until it is done whoever asks gets the same outcome.
+    pub async fn join_to_the_end<F, Rest>(&self, key: K, flight: impl FnOnce() -> F) -> Option<T>
+    where
+        F: Future<Output = (T, Rest)> + Send + 'static,
+        Rest: Future + Send + 'static,
+    {
         let mut landing = {
             let mut landings = self.landings.lock().unwrap_or_else(PoisonError::into_inner);
             match landings.entry(key.clone()) {
@@ -48,7 +62,9 @@ where
                     let (flight, landings) = (flight(), self.landings.clone());
                     self.tracker.spawn(async move {
                         let _gone = Gone { landings, key };
-                        land.send_replace(Some(flight.await));
+                        let (outcome, rest) = flight.await;
+                        land.send_replace(Some(outcome));
+                        rest.await;
                     });
                     landing
                 }
@@ -143,6 +159,20 @@ mod tests {
         tokio::task::yield_now().await;
         land.notify_one();
         assert_eq!(second.await.unwrap(), Some(7));
+    }
+
+    #[tokio::test]
+    async fn nobody_waits_for_the_rest_of_a_flight_and_nobody_starts_another_before_it_is_done() {
+        let (flights, rest) = (flights(), Arc::new(Notify::new()));
+        let done = rest.clone();
+        let flight = || async move { (1, async move { done.notified().await }) };
+        assert_eq!(flights.join_to_the_end("module", flight).await, Some(1));
+        assert_eq!(flights.join("module", || async { unreachable!("one is under way") }).await, Some(1));
+        rest.notify_one();
+        while !flights.is_empty() {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(flights.join("module", || async { 2 }).await, Some(2));
     }
 
     #[tokio::test]

@@ -98,7 +98,6 @@ struct Inner {
     questions: Flights<Question, Landed>,
     downloads: Flights<Download, Landed>,
     places: Places,
-    tracker: TaskTracker,
 }
 
 /// A request with what follows from its credential.
@@ -125,9 +124,8 @@ impl Resolver {
             clock,
             metrics,
             questions: Flights::new(tracker.clone()),
-            downloads: Flights::new(tracker.clone()),
+            downloads: Flights::new(tracker),
             places: Places::new(concurrency),
-            tracker,
         }))
     }
 
@@ -281,10 +279,16 @@ impl Inner {
             };
             let (inner, its, progress) = (self.clone(), asked.clone(), progress.clone());
             let flight = move || async move {
-                let outcome = inner.download(&its, located, deadline, &progress, place).await;
-                Landed { outcome, limit: its.limit() }
+                // Another flight may have landed since it was looked for.
+                let outcome = match inner.blocking(&its, known).await {
+                    Ok(Some(module)) => Ok(module),
+                    Ok(None) => inner.download(&its, located, deadline, &progress, place).await,
+                    Err(error) => Err(Arc::new(error)),
+                };
+                let rest = inner.remember_manifest(&its, &outcome);
+                (Landed { outcome, limit: its.limit() }, rest)
             };
-            match self.downloads.join(download, flight).await {
+            match self.downloads.join_to_the_end(download, flight).await {
                 Some(landed) if landed.was_cut_short(asked.limit()) => place = self.place(asked).await?,
                 Some(landed) => break landed.outcome?,
                 None => return Err(Arc::new(ResolveError::Fault { url: request.url.to_string() })),
@@ -314,7 +318,6 @@ impl Inner {
     ) -> Outcome {
         let request = &asked.request;
         let expected = manifest_is_expected(request, &located);
-        let manifest = located.source();
         progress.total.store(located.size().unwrap_or(0), Ordering::Relaxed);
         let body = asked.config.fetcher.open(located, deadline).await;
         let body = body.map_err(|source| asked.fetch_error(source))?;
@@ -322,12 +325,27 @@ impl Inner {
         let module =
             self.blocking(asked, move |inner, asked| inner.take_in(asked, body, expected, &progress)).await?;
         self.metrics.fetched_bytes.inc_by(module.size);
-        if let Some(key) = manifest.and_then(|manifest| digest_key(&request.url, &manifest)) {
-            // Only saves a later download, so nobody waits for it.
-            let (inner, asked, module) = (self.clone(), asked.clone(), module.clone());
-            self.tracker.spawn_blocking(move || inner.remember(&asked, &key, &module));
-        }
         Ok(module)
+    }
+
+    /// Writes down where the manifest of a download led to. It only saves later downloads.
+    fn remember_manifest(
+        self: &Arc<Self>,
+        asked: &Arc<Asked>,
+        outcome: &Outcome,
+    ) -> impl Future<Output = ()> + Send + use<> {
+        let (inner, asked) = (self.clone(), asked.clone());
+        let module = outcome.as_ref().ok().filter(|module| !module.cached).cloned();
+        async move {
+            let Some(module) = module else { return };
+            let Some(key) = digest_key(&asked.request.url, &module.source) else { return };
+            let remember = move |inner: &Inner, asked: &Asked| {
+                inner.remember(asked, &key, &module);
+                Ok(())
+            };
+            // What went wrong was logged.
+            let _ = inner.blocking(&asked, remember).await;
+        }
     }
 }
 
