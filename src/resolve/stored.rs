@@ -2,12 +2,13 @@
 
 use std::io::{self, Read};
 use std::sync::atomic::Ordering;
+use std::thread;
 
 use super::{Asked, Inner, Progress, ResolveError, digest_key, is_expected, source_key};
 use crate::digest::SourceDigest;
 use crate::fetch::{Body, FetchError};
 use crate::module::{Module, PullPolicy};
-use crate::store::{Record, StoreError, Stored};
+use crate::store::{Finished, Ingest, Record, StoreError, Stored};
 use crate::wasm::{self, UnpackError};
 
 impl Inner {
@@ -75,7 +76,8 @@ impl Inner {
     }
 
     /// Streams the body into the store. What any digest covers has been read and compared before
-    /// the module becomes visible.
+    /// the module becomes visible. The check, which costs about as much as all the rest, runs beside
+    /// it; what it says counts only of a body that is what was promised.
     pub(super) fn take_in(
         &self,
         asked: &Asked,
@@ -83,8 +85,40 @@ impl Inner {
         source_is_expected: bool,
         progress: &Progress,
     ) -> Result<Module, ResolveError> {
+        let budgets = &asked.config.budgets;
+        let ingest = self.store.ingest().map_err(|source| asked.store_error(source))?;
+        let following = ingest.follow().map_err(|source| asked.store_error(source))?;
+        let ((finished, source), checked) = thread::scope(|scope| {
+            let check = thread::Builder::new()
+                .name("module-check".to_owned())
+                .spawn_scoped(scope, || wasm::check(following, budgets));
+            // Where this fails, the ingest is gone, and the check ends by that.
+            let written = self.write(asked, body, ingest, source_is_expected, progress)?;
+            let checked = match check {
+                Ok(check) => check.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+                // No thread is to be had.
+                Err(_) => {
+                    wasm::check(written.0.reader().map_err(|source| asked.store_error(source))?, budgets)
+                }
+            };
+            Ok((written, checked))
+        })?;
+        checked.map_err(|source| ResolveError::Module { url: asked.request.url.to_string(), source })?;
+        let Stored { path, payload, size } =
+            finished.commit(&asked.audience).map_err(|source| asked.store_error(source))?;
+        Ok(Module { path, payload, source, size, cached: false })
+    }
+
+    /// Writes the body to disk and holds it to what was promised and what is expected.
+    fn write(
+        &self,
+        asked: &Asked,
+        body: Body,
+        mut ingest: Ingest,
+        source_is_expected: bool,
+        progress: &Progress,
+    ) -> Result<(Finished, SourceDigest), ResolveError> {
         let url = || asked.request.url.to_string();
-        let mut ingest = self.store.ingest().map_err(|source| asked.store_error(source))?;
         let packaging = body.packaging();
         let mut body = Counted { body, progress };
         wasm::unpack(&mut body, packaging, &asked.config.limits, &mut ingest).map_err(
@@ -95,7 +129,7 @@ impl Inner {
             },
         )?;
         let mut finished = ingest.finish().map_err(|source| asked.store_error(source))?;
-        // The disk works while the module is checked.
+        // The disk works while the check comes to its end.
         finished.start_sync();
         let payload = finished.payload();
         let source = body.body.finish(&payload).map_err(|source| asked.fetch_error(source))?;
@@ -105,12 +139,7 @@ impl Inner {
         {
             return Err(ResolveError::Unexpected { url: url(), expected, payload, found: source });
         }
-        let reader = finished.reader().map_err(|source| asked.store_error(source))?;
-        wasm::check(reader, &asked.config.budgets)
-            .map_err(|source| ResolveError::Module { url: url(), source })?;
-        let Stored { path, payload, size } =
-            finished.commit(&asked.audience).map_err(|source| asked.store_error(source))?;
-        Ok(Module { path, payload, source, size, cached: false })
+        Ok((finished, source))
     }
 
     /// Writes an index record. Without it the module is as good, and costs a fetch next time.

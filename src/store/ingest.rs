@@ -5,6 +5,7 @@ use std::io::{self, Read, Seek, Write};
 use std::thread::JoinHandle;
 
 use super::error::{Operation, StoreError};
+use super::follow::{Following, Progress};
 use super::fs::{READ_ONLY, joined};
 use super::layout::Way;
 use super::temporary::Temporary;
@@ -19,6 +20,7 @@ pub struct Ingest {
     hash: Hasher,
     size: u64,
     broken: bool,
+    progress: Progress,
 }
 
 /// A payload that has been written and hashed and is not yet in the store. Dropping it removes it.
@@ -37,7 +39,8 @@ impl Store {
         let folder = Way::ingest().make(self.root())?.folder;
         // The mode goes to disk with the bytes: it is never set later.
         let file = Temporary::create(&folder, READ_ONLY)?;
-        Ok(Ingest { store: self.clone(), file, hash: Hasher::default(), size: 0, broken: false })
+        let (hash, progress) = (Hasher::default(), Progress::default());
+        Ok(Ingest { store: self.clone(), file, hash, size: 0, broken: false, progress })
     }
 }
 
@@ -48,6 +51,7 @@ impl Write for Ingest {
         // The kernel may take less than it was given.
         self.hash.update(bytes.get(..written).unwrap_or(bytes));
         self.size = self.size.saturating_add(written as u64);
+        self.progress.written(self.size);
         Ok(written)
     }
 
@@ -57,12 +61,19 @@ impl Write for Ingest {
 }
 
 impl Ingest {
+    /// Reads the payload from its start while it is written: waits for what is not there yet, ends
+    /// where the payload does, and fails where the writing does.
+    pub fn follow(&self) -> Result<Following, StoreError> {
+        Ok(self.progress.follow(self.file.file().duplicate()?.reader()))
+    }
+
     /// Ends the writing. An ingest of which a write has failed is refused: what it holds hashes
     /// well and is not what was meant.
     pub fn finish(self) -> Result<Finished, StoreError> {
         if self.broken {
             return Err(StoreError::Broken);
         }
+        self.progress.finish();
         let payload = PayloadDigest::from_bytes(self.hash.finish());
         Ok(Finished { store: self.store, file: self.file, payload, size: self.size, sync: None })
     }

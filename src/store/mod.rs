@@ -27,6 +27,7 @@
 mod content;
 mod error;
 mod file;
+mod follow;
 mod fs;
 mod index;
 mod ingest;
@@ -44,6 +45,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
 pub use self::error::{Operation, StoreError};
+pub use self::follow::Following;
 pub use self::ingest::{Finished, Ingest};
 
 use self::fs::{Folder, sync_together};

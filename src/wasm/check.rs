@@ -2,7 +2,7 @@
 //! refuses does lasting harm (it poisons later updates, and ends the warming of others), and some
 //! modules end the process.
 //!
-//! Reads the module from disk, forwards, in bounded memory: custom sections and data are skipped,
+//! Reads the module from disk, forwards, perhaps while it is still being written, in bounded memory: custom sections and data are skipped,
 //! [`Budgets`] are enforced before wasmparser sees a section, and functions are validated one by
 //! one. What cannot be known without running the module (a start function that traps, a plugin that
 //! refuses its configuration) is not checked.
@@ -115,7 +115,7 @@ impl<R: Read + Seek> Walk<'_, R> {
     fn module(mut self) -> Result<ModuleInfo, ModuleError> {
         self.input.append(8, &mut self.chunk)?;
         self.feed(0)?;
-        while self.input.left() > 0 {
+        while !self.input.is_at_end()? {
             self.section()?;
         }
         let types = self.end()?;
@@ -123,7 +123,7 @@ impl<R: Read + Seek> Walk<'_, R> {
         let imports = types.as_ref().core_imports().into_iter().flatten().count();
         Ok(ModuleInfo {
             abi,
-            size: self.input.size(),
+            size: self.input.position(),
             functions: self.functions,
             imports: u32::try_from(imports).unwrap_or(u32::MAX),
         })
@@ -135,7 +135,7 @@ impl<R: Read + Seek> Walk<'_, R> {
         let id = self.input.byte()?;
         self.chunk.push(id);
         let size = self.input.number(&mut self.chunk)?;
-        self.input.enter(size)?;
+        self.input.enter(size);
         match id {
             0 => self.custom()?,
             10 => self.code(start)?,
@@ -183,7 +183,7 @@ impl<R: Read + Seek> Walk<'_, R> {
         {
             return Ok(types);
         }
-        Err(ModuleError::Truncated { size: self.input.size() })
+        Err(ModuleError::Truncated { size: self.input.position() })
     }
 
     fn code(&mut self, start: u64) -> Result<(), ModuleError> {

@@ -1,7 +1,8 @@
 //! A module on disk, read forwards: numbers and names one by one, payloads skipped without reading
-//! them. Never reads over the end of the section that it is in.
+//! them. Never reads over the end of the section that it is in, and asks for the module's size only
+//! at its end: it may still be on its way.
 
-use std::io::{BufReader, Read, Seek, SeekFrom};
+use std::io::{BufRead as _, BufReader, Read, Seek, SeekFrom};
 
 use super::error::ModuleError;
 
@@ -10,45 +11,37 @@ const BUFFER: usize = 64 * 1024;
 pub(super) struct Input<R> {
     inner: BufReader<R>,
     position: u64,
-    /// Where the current section ends; between sections, where the module does.
-    end: u64,
-    in_section: bool,
-    /// The module's size.
-    size: u64,
+    /// Where the current section ends.
+    end: Option<u64>,
 }
 
 impl<R: Read + Seek> Input<R> {
     pub fn new(mut module: R) -> Result<Self, ModuleError> {
-        let size = module.seek(SeekFrom::End(0))?;
         module.rewind()?;
-        Ok(Self {
-            inner: BufReader::with_capacity(BUFFER, module),
-            position: 0,
-            end: size,
-            in_section: false,
-            size,
-        })
-    }
-
-    pub fn size(&self) -> u64 {
-        self.size
+        Ok(Self { inner: BufReader::with_capacity(BUFFER, module), position: 0, end: None })
     }
 
     pub fn position(&self) -> u64 {
         self.position
     }
 
-    /// Bytes up to the end of the section, or of the module.
+    /// Bytes up to the end of the section.
     pub fn left(&self) -> u64 {
-        self.end.saturating_sub(self.position)
+        self.end.unwrap_or(self.position).saturating_sub(self.position)
+    }
+
+    /// Between two sections: whether the module ends here.
+    pub fn is_at_end(&mut self) -> Result<bool, ModuleError> {
+        if !self.inner.fill_buf()?.is_empty() {
+            return Ok(false);
+        }
+        // What was skipped was perhaps not there.
+        if self.size()? == self.position { Ok(true) } else { Err(self.truncated()) }
     }
 
     /// Enters a section of this size.
-    pub fn enter(&mut self, size: u32) -> Result<(), ModuleError> {
-        self.need(size.into())?;
-        self.end = self.position.saturating_add(size.into());
-        self.in_section = true;
-        Ok(())
+    pub fn enter(&mut self, size: u32) {
+        self.end = Some(self.position.saturating_add(size.into()));
     }
 
     /// Leaves the section, whose end must have been reached.
@@ -56,8 +49,7 @@ impl<R: Read + Seek> Input<R> {
         if self.left() > 0 {
             return Err(self.invalid("the section goes on after its last item"));
         }
-        self.end = self.size;
-        self.in_section = false;
+        self.end = None;
         Ok(())
     }
 
@@ -73,16 +65,15 @@ impl<R: Read + Seek> Input<R> {
         self.need(bytes.into())?;
         let read = (&mut self.inner).take(bytes.into()).read_to_end(to)?;
         self.position = self.position.saturating_add(read as u64);
-        // The file became shorter while it was read.
         if read as u64 == u64::from(bytes) { Ok(()) } else { Err(self.truncated()) }
     }
 
     pub fn byte(&mut self) -> Result<u8, ModuleError> {
         self.need(1)?;
-        let mut byte = [0];
-        self.inner.read_exact(&mut byte)?;
+        let Some(byte) = self.inner.fill_buf()?.first().copied() else { return Err(self.truncated()) };
+        self.inner.consume(1);
         self.position = self.position.saturating_add(1);
-        Ok(byte[0])
+        Ok(byte)
     }
 
     /// A number in LEB128, whose bytes are also put on the end of `to` as they are.
@@ -107,15 +98,28 @@ impl<R: Read + Seek> Input<R> {
         ModuleError::invalid(self.position, what.to_owned())
     }
 
-    fn truncated(&self) -> ModuleError {
-        ModuleError::Truncated { size: self.size }
+    /// The module's size. Where it is still being written, this waits for its end.
+    fn size(&mut self) -> Result<u64, ModuleError> {
+        let module = self.inner.get_mut();
+        let (position, size) = (module.stream_position()?, module.seek(SeekFrom::End(0))?);
+        module.seek(SeekFrom::Start(position))?;
+        Ok(size)
     }
 
+    fn truncated(&mut self) -> ModuleError {
+        match self.size() {
+            Ok(size) => ModuleError::Truncated { size },
+            Err(error) => error,
+        }
+    }
+
+    /// Holds what is to be read next against the section's end.
     fn need(&self, bytes: u64) -> Result<(), ModuleError> {
-        match () {
-            () if bytes <= self.left() => Ok(()),
-            () if self.in_section => Err(self.invalid("the section ends too early")),
-            () => Err(self.truncated()),
+        match self.end {
+            Some(end) if bytes > end.saturating_sub(self.position) => {
+                Err(self.invalid("the section ends too early"))
+            }
+            _ => Ok(()),
         }
     }
 }

@@ -246,3 +246,37 @@ fn a_store_that_was_emptied_under_a_running_process_works_on() {
     assert_eq!(store.lookup(&Audience::Public, SOURCE).unwrap(), Some(record));
     assert_eq!(mode(&home.v1("content")), 0o700);
 }
+
+#[test]
+fn a_payload_can_be_followed_while_it_is_written() {
+    let home = Home::new();
+    let store = home.store();
+    let mut ingest = store.ingest().unwrap();
+    let mut following = ingest.follow().unwrap();
+    let follower = std::thread::spawn(move || {
+        let mut read = Vec::new();
+        following.read_to_end(&mut read).map(|_| (read, following))
+    });
+    let payload: Vec<u8> = (0..300_000u32).map(|n| n as u8).collect();
+    for part in payload.chunks(7_777) {
+        ingest.write_all(part).unwrap();
+    }
+    let finished = ingest.finish().unwrap();
+    let (read, mut following) = follower.join().unwrap().unwrap();
+    assert!(read == payload);
+    drop(finished);
+    following.seek(SeekFrom::End(-2)).unwrap();
+    assert_eq!(following.read(&mut [0; 8]).unwrap(), 2);
+}
+
+#[test]
+fn who_follows_a_payload_that_is_given_up_hears_of_it() {
+    let home = Home::new();
+    let store = home.store();
+    let mut ingest = store.ingest().unwrap();
+    let mut following = ingest.follow().unwrap();
+    ingest.write_all(b"half of").unwrap();
+    let follower = std::thread::spawn(move || following.read_to_end(&mut Vec::new()));
+    drop(ingest);
+    assert!(follower.join().unwrap().is_err());
+}
