@@ -48,6 +48,7 @@ impl<'a> Fields<'a> {
         Self { bytes, at: 0, name }
     }
 
+    #[inline]
     fn read(&mut self) -> Result<Field<'a>, Fault> {
         let start = self.at;
         let (number, wire_type) = self.tag()?;
@@ -59,6 +60,7 @@ impl<'a> Fields<'a> {
         Ok(Field { number, value, range: start..self.at })
     }
 
+    #[inline]
     fn tag(&mut self) -> Result<(u32, u8), Fault> {
         let tag = self.short_varint()?;
         match tag >> 3 {
@@ -67,6 +69,7 @@ impl<'a> Fields<'a> {
         }
     }
 
+    #[inline]
     fn scalar(&mut self, wire_type: u8) -> Result<Value<'a>, Fault> {
         match wire_type {
             0 => self.varint().map(Value::Varint),
@@ -121,7 +124,19 @@ impl<'a> Fields<'a> {
     }
 
     /// A tag or a length: 32 bits in five bytes at most.
+    #[inline]
     fn short_varint(&mut self) -> Result<u32, Fault> {
+        match self.bytes.get(self.at) {
+            // Nearly all tags and most lengths: every message that passes by is walked over.
+            Some(byte) if *byte < 0x80 => {
+                self.at += 1;
+                Ok(u32::from(*byte))
+            }
+            _ => self.longer_varint(),
+        }
+    }
+
+    fn longer_varint(&mut self) -> Result<u32, Fault> {
         let start = self.at;
         let value = u32::try_from(self.varint()?).map_err(|_| Fault::Overlong)?;
         if self.at - start > 5 { Err(Fault::Overlong) } else { Ok(value) }
@@ -142,6 +157,7 @@ impl<'a> Fields<'a> {
 impl<'a> Iterator for Fields<'a> {
     type Item = Result<Field<'a>, WireError>;
 
+    #[inline]
     fn next(&mut self) -> Option<Self::Item> {
         if self.at >= self.bytes.len() {
             return None;

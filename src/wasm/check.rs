@@ -4,25 +4,23 @@
 //!
 //! Reads the module from disk, forwards, perhaps while it is still being written, in bounded memory: custom sections and data are skipped,
 //! [`Budgets`] are enforced before wasmparser sees a section, and functions are validated one by
-//! one. What cannot be known without running the module (a start function that traps, a plugin that
+//! one, several at a time. What cannot be known without running the module (a start function that traps, a plugin that
 //! refuses its configuration) is not checked.
 
 use std::io::{Read, Seek};
 
 use wasmparser::types::Types;
-use wasmparser::{
-    Chunk, FuncValidatorAllocations, FunctionBody, Parser, ValidPayload, Validator, WasmFeatures,
-};
-use wasmparser::{FuncToValidate, ValidatorResources};
+use wasmparser::{Chunk, FuncToValidate, Parser, ValidPayload, Validator, ValidatorResources, WasmFeatures};
 
 use super::abi::{self, AbiVersion};
 use super::budget::{Budgets, within};
 use super::error::ModuleError;
+use super::functions;
 use super::input::Input;
 use super::{ReadToSlice as _, looks_like, printable};
 
 /// The WebAssembly that V8 takes in Envoy 1.40.0 as it is built, proposal by proposal: each was tried.
-const FEATURES: WasmFeatures = WasmFeatures::FLOATS
+pub(super) const FEATURES: WasmFeatures = WasmFeatures::FLOATS
     .union(WasmFeatures::GC_TYPES)
     .union(WasmFeatures::MUTABLE_GLOBAL)
     .union(WasmFeatures::SATURATING_FLOAT_TO_INT)
@@ -75,7 +73,6 @@ pub fn check(mut module: impl Read + Seek, budgets: &Budgets) -> Result<ModuleIn
         fed: 0,
         chunk: Vec::new(),
         functions: 0,
-        allocations: FuncValidatorAllocations::default(),
         names_seen: false,
     };
     walk.module()
@@ -107,7 +104,6 @@ struct Walk<'a, R> {
     /// What the parser gets next: the header, a section or a function. The one buffer for all.
     chunk: Vec<u8>,
     functions: u32,
-    allocations: FuncValidatorAllocations,
     names_seen: bool,
 }
 
@@ -153,25 +149,29 @@ impl<R: Read + Seek> Walk<'_, R> {
     }
 
     /// Hands the chunk, which begins at `start` in the module, to the parser and what that makes of
-    /// it to the validator.
-    fn feed(&mut self, start: u64) -> Result<(), ModuleError> {
+    /// it to the validator. A function is returned: what is left to do, and where in the chunk its
+    /// body begins.
+    fn feed(
+        &mut self,
+        start: u64,
+    ) -> Result<Option<(FuncToValidate<ValidatorResources>, usize)>, ModuleError> {
         let fed = self.fed;
         let place = move |error: wasmparser::Error| {
             let offset = start.saturating_add(error.offset().saturating_sub(fed));
             ModuleError::invalid(offset, error.message().to_owned())
         };
-        let chunk = std::mem::take(&mut self.chunk);
-        match self.parser.parse(&chunk, false).map_err(place)? {
-            Chunk::Parsed { consumed, payload } if consumed == chunk.len() => {
+        match self.parser.parse(&self.chunk, false).map_err(place)? {
+            Chunk::Parsed { consumed, payload } if consumed == self.chunk.len() => {
                 self.fed = fed.saturating_add(consumed as u64);
-                if let ValidPayload::Func(function, body) = self.validator.payload(&payload).map_err(place)? {
-                    self.function(function, &body, place)?;
-                }
+                Ok(match self.validator.payload(&payload).map_err(place)? {
+                    ValidPayload::Func(function, body) => {
+                        Some((function, consumed.saturating_sub(body.as_bytes().len())))
+                    }
+                    _ => None,
+                })
             }
-            _ => return Err(ModuleError::invalid(start, "it does not end where its size says".to_owned())),
+            _ => Err(ModuleError::invalid(start, "it does not end where its size says".to_owned())),
         }
-        self.chunk = chunk;
-        Ok(())
     }
 
     fn end(&mut self) -> Result<Types, ModuleError> {
@@ -190,40 +190,23 @@ impl<R: Read + Seek> Walk<'_, R> {
         let functions = self.input.number(&mut self.chunk)?;
         self.functions = functions;
         self.feed(start)?;
-        for _ in 0..functions {
-            let start = self.input.position();
-            self.chunk.clear();
-            let size = self.input.number(&mut self.chunk)?;
-            within("bytes in one function", size.into(), self.budgets.function_body_bytes)?;
-            self.input.append(size, &mut self.chunk)?;
-            self.feed(start)?;
-        }
-        Ok(())
-    }
-
-    fn function(
-        &mut self,
-        function: FuncToValidate<ValidatorResources>,
-        body: &FunctionBody<'_>,
-        place: impl Fn(wasmparser::Error) -> ModuleError,
-    ) -> Result<(), ModuleError> {
-        let mut validator = function.into_validator(std::mem::take(&mut self.allocations));
-        let mut reader = body.get_binary_reader();
-        validator.read_locals(&mut reader).map_err(&place)?;
-        while !reader.eof() {
-            let mut visitor = validator.visitor(reader.original_position());
-            reader.visit_operator(&mut visitor).and_then(|result| result).map_err(&place)?;
-            drop(visitor);
-            within("values on the stack", validator.operand_stack_height().into(), self.budgets.operands)?;
-            within(
-                "blocks within each other",
-                validator.control_stack_height().into(),
-                self.budgets.nesting,
-            )?;
-        }
-        reader.finish_expression(&validator.visitor(reader.original_position())).map_err(&place)?;
-        self.allocations = validator.into_allocations();
-        Ok(())
+        functions::validate(self.budgets, |validation| {
+            for _ in 0..functions {
+                if validation.has_failed() {
+                    break;
+                }
+                let start = self.input.position();
+                self.chunk.clear();
+                let size = self.input.number(&mut self.chunk)?;
+                within("bytes in one function", size.into(), self.budgets.function_body_bytes)?;
+                self.input.append(size, &mut self.chunk)?;
+                if let Some((function, body)) = self.feed(start)? {
+                    let offset = start.saturating_add(body as u64);
+                    validation.add(function, self.chunk.get(body..).unwrap_or_default(), offset);
+                }
+            }
+            Ok(())
+        })
     }
 
     /// Gives the validator a data section whose segments have no data.
@@ -250,7 +233,7 @@ impl<R: Read + Seek> Walk<'_, R> {
         self.chunk.extend((0..5).map(|n| (size >> (7 * n)) as u8 & 0x7f | if n < 4 { 0x80 } else { 0 }));
         self.chunk.extend(headers);
         // The parser's offsets mean nothing here.
-        self.feed(start).map_err(|error| match error {
+        self.feed(start).map(drop).map_err(|error| match error {
             ModuleError::Invalid { what, .. } => ModuleError::invalid(start, what),
             other => other,
         })

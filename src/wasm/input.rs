@@ -63,9 +63,20 @@ impl<R: Read + Seek> Input<R> {
     /// Reads bytes onto the end of `to`.
     pub fn append(&mut self, bytes: u32, to: &mut Vec<u8>) -> Result<(), ModuleError> {
         self.need(bytes.into())?;
-        let read = (&mut self.inner).take(bytes.into()).read_to_end(to)?;
-        self.position = self.position.saturating_add(read as u64);
-        if read as u64 == u64::from(bytes) { Ok(()) } else { Err(self.truncated()) }
+        let mut left = bytes as usize;
+        while left > 0 {
+            let there = self.inner.fill_buf()?;
+            let part = there.get(..left).unwrap_or(there);
+            if part.is_empty() {
+                return Err(self.truncated());
+            }
+            to.extend_from_slice(part);
+            let count = part.len();
+            self.inner.consume(count);
+            left -= count;
+            self.position = self.position.saturating_add(count as u64);
+        }
+        Ok(())
     }
 
     pub fn byte(&mut self) -> Result<u8, ModuleError> {

@@ -7,6 +7,7 @@ mod abi;
 mod budget;
 mod check;
 mod error;
+mod functions;
 mod input;
 mod tar;
 mod unpack;

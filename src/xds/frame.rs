@@ -12,7 +12,7 @@ use http::HeaderMap;
 use http_body::Body;
 use http_body_util::BodyExt as _;
 
-use super::budget::{Budget, Held};
+use super::budget::{Budget, FREE_BYTES, Held};
 use crate::causes::with_causes;
 use crate::clock::Clock;
 
@@ -180,6 +180,10 @@ where
         self.clock.timeout_at(self.progress + STALL_LIMIT, room).await.map_err(no_room)?;
         let part = self.chunk.split_to(take);
         if partial.bytes.len() + take < partial.declared {
+            if partial.bytes.is_empty() {
+                // What a message may have uncounted, at once; the rest as it comes.
+                partial.bytes.reserve(partial.declared.min(FREE_BYTES));
+            }
             partial.bytes.extend_from_slice(&part);
             return Ok(None);
         }

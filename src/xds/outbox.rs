@@ -12,12 +12,18 @@ use http::HeaderMap;
 use http_body::{Body, Frame};
 use tokio_util::sync::CancellationToken;
 
-use super::budget::{Budget, Held};
+use super::budget::{Budget, FREE_BYTES, Held};
 use super::frame::Message;
 
 /// The transport takes this much of a message at a time, so that a peer that has stopped reading
 /// leaves the rest counted here.
 const PIECE: usize = 64 * 1024;
+
+/// Of a message's first piece, which goes with its prefix in one HTTP/2 frame.
+const FIRST_PIECE: usize = 16 * 1024 - PREFIX;
+
+/// gRPC's: a flag, and the message's length in 32 bits.
+const PREFIX: usize = 5;
 
 /// What a queued message costs besides its payload, so that empty ones are bounded too.
 const OVERHEAD: usize = 128;
@@ -48,6 +54,8 @@ struct Queue {
 #[derive(Debug)]
 struct Waiting {
     message: Message,
+    /// The message's bytes, those that have been handed out too.
+    whole: usize,
     /// Its part of the queue's `held`.
     held: usize,
 }
@@ -106,7 +114,8 @@ impl Outbox {
             }
         }
         queue.bytes = queued;
-        queue.messages.push_back(Waiting { message, held });
+        let whole = message.bytes.len();
+        queue.messages.push_back(Waiting { message, whole, held });
         queue.wake();
         Ok(())
     }
@@ -156,19 +165,26 @@ impl Drop for OutboxBody {
 }
 
 impl Queue {
-    /// The next piece of the first message: a copy, for a slice in the transport's hands would keep
-    /// the whole message in memory after it is no longer counted.
+    /// The next piece of the first message. Of a large one it is a copy, for a slice in the
+    /// transport's hands would keep all of it in memory after it is no longer counted.
     fn piece(&mut self) -> Option<Bytes> {
-        let Waiting { message, held } = self.messages.front_mut()?;
-        let length = message.bytes.len().min(PIECE);
-        let mut piece = BytesMut::with_capacity(5 + length);
-        if !self.begun {
-            // A message that came in was declared in 32 bits, and ours are smaller.
-            let declared = u32::try_from(message.bytes.len()).unwrap_or(u32::MAX);
-            piece.extend_from_slice(&[0]);
-            piece.extend_from_slice(&declared.to_be_bytes());
-        }
-        piece.extend_from_slice(&message.bytes.split_to(length));
+        let Waiting { message, whole, held } = self.messages.front_mut()?;
+        let most = if self.begun { PIECE } else { FIRST_PIECE };
+        let length = message.bytes.len().min(most);
+        let part = message.bytes.split_to(length);
+        let piece = if self.begun && *whole <= FREE_BYTES {
+            part
+        } else {
+            let mut piece = BytesMut::with_capacity(PREFIX + length);
+            if !self.begun {
+                // A message that came in was declared in 32 bits, and ours are smaller.
+                let declared = u32::try_from(*whole).unwrap_or(u32::MAX);
+                piece.extend_from_slice(&[0]);
+                piece.extend_from_slice(&declared.to_be_bytes());
+            }
+            piece.extend_from_slice(&part);
+            piece.freeze()
+        };
         self.bytes = self.bytes.saturating_sub(length);
         self.begun = !message.bytes.is_empty();
         if !self.begun {
@@ -176,7 +192,7 @@ impl Queue {
             self.held.shrink(*held);
             self.messages.pop_front();
         }
-        Some(piece.freeze())
+        Some(piece)
     }
 
     fn clear(&mut self) {
@@ -226,7 +242,6 @@ mod tests {
     use futures_util::FutureExt as _;
     use http_body_util::BodyExt as _;
 
-    use super::super::budget::FREE_BYTES;
     use super::*;
 
     fn message(length: usize) -> Message {
@@ -294,11 +309,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_the_transport_holds_keeps_no_message_in_memory() {
+    async fn what_the_transport_holds_keeps_no_large_message_in_memory() {
         let (outbox, mut body) = with_limit(1 << 30);
         let bytes = Bytes::from(vec![7; 3 * PIECE]);
         outbox.push(Message::own(bytes.clone())).unwrap();
-        let pieces = [body.frame().await, body.frame().await, body.frame().await];
+        let pieces = [body.frame().await, body.frame().await, body.frame().await, body.frame().await];
+        assert_eq!(outbox.queued(), 0);
         assert!(bytes.is_unique(), "{pieces:?}");
     }
 

@@ -221,10 +221,6 @@ impl Session {
             self.publish();
         }
         if !intercepted {
-            // The node goes along in it where this is the first message.
-            if intercept::node(self.variant, &message.bytes).is_some() {
-                self.node_is_sent();
-            }
             let message = self.with_node(message);
             return control.send(message);
         }
@@ -252,6 +248,10 @@ impl Session {
             return message;
         }
         let Some(node) = &self.node else { return message };
+        if intercept::node(self.variant, &message.bytes).is_some() {
+            self.node_is_sent();
+            return message;
+        }
         let bytes = intercept::prepend_node(self.variant, node, &message.bytes);
         self.node_is_sent();
         message.with_bytes(bytes)

@@ -1,0 +1,243 @@
+//! Validates function bodies, which is most of what a check costs, on the processors that are there.
+//!
+//! Whoever reads the module collects bodies in batches. Threads beside it take them; when all are
+//! busy, the reader does the next batch itself. Memory is bounded: a few batches, and of larger bodies
+//! only the one at hand. The outcome does not depend on the threads: the first error in the module counts.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, Scope};
+
+use wasmparser::{BinaryReader, FuncToValidate, FuncValidatorAllocations, ValidatorResources};
+
+use super::budget::{Budgets, within};
+use super::check::FEATURES;
+use super::error::ModuleError;
+
+/// Bytes of bodies in a batch, about; a larger body is validated by the reader.
+const BATCH: usize = 64 * 1024;
+
+/// Bodies in a batch, at most: what goes with each is larger than the smallest ones.
+const BODIES: usize = 512;
+
+/// Threads beside the reader, at most.
+const MAX_HELPERS: usize = 3;
+
+/// Takes in the functions of one module.
+pub(super) struct Functions<'scope, 'env> {
+    scope: &'scope Scope<'scope, 'env>,
+    shared: &'env Shared<'env>,
+    batch: Batch,
+    /// To the helpers, once there is a batch for them.
+    batches: Option<SyncSender<Batch>>,
+    allocations: FuncValidatorAllocations,
+}
+
+struct Shared<'a> {
+    budgets: &'a Budgets,
+    failed: AtomicBool,
+    /// What was wrong, and where the function begins.
+    first: Mutex<Option<(u64, ModuleError)>>,
+}
+
+#[derive(Default)]
+struct Batch {
+    bytes: Vec<u8>,
+    bodies: Vec<Body>,
+}
+
+struct Body {
+    function: FuncToValidate<ValidatorResources>,
+    range: Range<usize>,
+    /// Where it begins in the module.
+    offset: u64,
+}
+
+/// Validates all functions that `read` puts in. An error in one of them comes before that of `read`.
+pub(super) fn validate(
+    budgets: &Budgets,
+    read: impl FnOnce(&mut Functions<'_, '_>) -> Result<(), ModuleError>,
+) -> Result<(), ModuleError> {
+    let shared = Shared { budgets, failed: AtomicBool::new(false), first: Mutex::new(None) };
+    let outcome = thread::scope(|scope| {
+        let mut functions = Functions {
+            scope,
+            shared: &shared,
+            batch: Batch::default(),
+            batches: None,
+            allocations: FuncValidatorAllocations::default(),
+        };
+        let outcome = read(&mut functions);
+        let rest = std::mem::take(&mut functions.batch);
+        functions.shared.validate(rest, &mut functions.allocations);
+        outcome
+    });
+    match shared.first.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        Some((_, error)) => Err(error),
+        None => outcome,
+    }
+}
+
+impl<'scope, 'env> Functions<'scope, 'env> {
+    /// Whether the module is known to be invalid, and reading on is no use.
+    pub(super) fn has_failed(&self) -> bool {
+        self.shared.failed.load(Ordering::Relaxed)
+    }
+
+    /// Takes in a function, whose body begins at `offset` in the module.
+    pub(super) fn add(&mut self, function: FuncToValidate<ValidatorResources>, body: &[u8], offset: u64) {
+        if body.len() > BATCH {
+            self.shared.validate_one(function, body, offset, &mut self.allocations);
+            return;
+        }
+        let start = self.batch.bytes.len();
+        self.batch.bytes.extend_from_slice(body);
+        let range = start..self.batch.bytes.len();
+        self.batch.bodies.push(Body { function, range, offset });
+        if self.batch.bytes.len() >= BATCH || self.batch.bodies.len() >= BODIES {
+            self.hand_over();
+        }
+    }
+
+    fn hand_over(&mut self) {
+        let batch = std::mem::take(&mut self.batch);
+        let batches = self.batches.get_or_insert_with(|| start_helpers(self.scope, self.shared));
+        if let Err(TrySendError::Full(batch) | TrySendError::Disconnected(batch)) = batches.try_send(batch) {
+            self.shared.validate(batch, &mut self.allocations);
+        }
+    }
+}
+
+/// Starts as many threads as there are processors to spare. They end when nothing more can come.
+fn start_helpers<'scope, 'env>(
+    scope: &'scope Scope<'scope, 'env>,
+    shared: &'env Shared<'env>,
+) -> SyncSender<Batch> {
+    let processors = thread::available_parallelism().map_or(1, usize::from);
+    let helpers = processors.saturating_sub(1).min(MAX_HELPERS);
+    let (batches, waiting) = sync_channel(helpers);
+    let waiting = Arc::new(Mutex::new(waiting));
+    for _ in 0..helpers {
+        let waiting = waiting.clone();
+        // Where no thread is to be had, the reader does it all.
+        let _ = thread::Builder::new()
+            .name("module-check".to_owned())
+            .spawn_scoped(scope, move || shared.help(&waiting));
+    }
+    batches
+}
+
+impl Shared<'_> {
+    fn help(&self, waiting: &Mutex<Receiver<Batch>>) {
+        let mut allocations = FuncValidatorAllocations::default();
+        let next = || waiting.lock().unwrap_or_else(PoisonError::into_inner).recv();
+        while let Ok(batch) = next() {
+            self.validate(batch, &mut allocations);
+        }
+    }
+
+    fn validate(&self, Batch { bytes, bodies }: Batch, allocations: &mut FuncValidatorAllocations) {
+        for Body { function, range, offset } in bodies {
+            self.validate_one(function, bytes.get(range).unwrap_or_default(), offset, allocations);
+        }
+    }
+
+    fn validate_one(
+        &self,
+        function: FuncToValidate<ValidatorResources>,
+        body: &[u8],
+        offset: u64,
+        allocations: &mut FuncValidatorAllocations,
+    ) {
+        let Err(error) = validate_body(self.budgets, function, body, offset, allocations) else { return };
+        self.failed.store(true, Ordering::Relaxed);
+        let mut first = self.first.lock().unwrap_or_else(PoisonError::into_inner);
+        if first.as_ref().is_none_or(|(earlier, _)| offset < *earlier) {
+            *first = Some((offset, error));
+        }
+    }
+}
+
+fn validate_body(
+    budgets: &Budgets,
+    function: FuncToValidate<ValidatorResources>,
+    body: &[u8],
+    offset: u64,
+    allocations: &mut FuncValidatorAllocations,
+) -> Result<(), ModuleError> {
+    let mut reader = BinaryReader::new_features(body, offset, FEATURES);
+    let mut validator = function.into_validator(std::mem::take(allocations));
+    validator.read_locals(&mut reader)?;
+    while !reader.eof() {
+        let mut visitor = validator.visitor(reader.original_position());
+        reader.visit_operator(&mut visitor).and_then(|result| result)?;
+        drop(visitor);
+        within("values on the stack", validator.operand_stack_height().into(), budgets.operands)?;
+        within("blocks within each other", validator.control_stack_height().into(), budgets.nesting)?;
+    }
+    reader.finish_expression(&validator.visitor(reader.original_position()))?;
+    *allocations = validator.into_allocations();
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Cursor;
+
+    use wasm_encoder::{CodeSection, Function, FunctionSection, Module, TypeSection};
+
+    use super::*;
+
+    /// A module of many functions, of which those that are named are invalid.
+    fn module(functions: u32, invalid: &[u32]) -> Vec<u8> {
+        let mut types = TypeSection::new();
+        types.ty().function([], []);
+        let (mut declared, mut code) = (FunctionSection::new(), CodeSection::new());
+        for number in 0..functions {
+            declared.function(0);
+            let mut function = Function::new([]);
+            for _ in 0..40 {
+                function.instructions().i32_const(7).drop();
+            }
+            if invalid.contains(&number) {
+                function.instructions().drop();
+            }
+            function.instructions().end();
+            code.function(&function);
+        }
+        let mut module = Module::new();
+        module.section(&types).section(&declared).section(&code);
+        module.finish()
+    }
+
+    fn offset_of_error(module: &[u8]) -> Option<u64> {
+        match super::super::check(Cursor::new(module), &Budgets::default()) {
+            Err(ModuleError::Invalid { offset, .. }) => Some(offset),
+            // Valid, as far as its code goes.
+            Err(ModuleError::NoAbiVersion) => None,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn whatever_the_threads_do_the_first_invalid_function_is_reported() {
+        const FUNCTIONS: u32 = 20_000;
+        let first = offset_of_error(&module(FUNCTIONS, &[4_000])).expect("an error");
+        for others in [[4_001, 4_600], [9_000, 19_999], [4_010, 12_000]] {
+            let module = module(FUNCTIONS, &[&[4_000], others.as_slice()].concat());
+            for _ in 0..5 {
+                assert_eq!(offset_of_error(&module), Some(first));
+            }
+        }
+        assert_eq!(offset_of_error(&module(FUNCTIONS, &[])), None);
+    }
+
+    #[test]
+    fn an_invalid_function_comes_before_the_end_that_is_missing() {
+        let module = module(20_000, &[19_000]);
+        let whole = offset_of_error(&module).expect("an error");
+        assert_eq!(offset_of_error(&module[..module.len() - 100]), Some(whole));
+    }
+}
