@@ -39,6 +39,9 @@ pub mod module;
 // The wire format, and the few messages that are read.
 pub mod protobuf;
 
+// What listeners and clusters say of the extension configs that they wait for.
+pub mod discovery;
+
 // Modules on disk: ingest, content, views, index.
 pub mod store;
 

@@ -31,6 +31,19 @@ type_urls! {
     /// The network filter that stands in for a module that cannot be had.
     NETWORK_RBAC = "envoy.extensions.filters.network.rbac.v3.RBAC";
 
+    /// The network filter that holds HTTP filters.
+    HTTP_CONNECTION_MANAGER = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
+    /// The HTTP filter that holds those of its upstream side.
+    ROUTER = "envoy.extensions.filters.http.router.v3.Router";
+    /// What a cluster says of HTTP, its filters included.
+    HTTP_PROTOCOL_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
+    /// The HTTP filter that runs those that a matcher chooses.
+    COMPOSITE = "envoy.extensions.filters.http.composite.v3.Composite";
+    /// A filter with a matcher around it, as for [`COMPOSITE`].
+    EXTENSION_WITH_MATCHER = "envoy.extensions.common.matching.v3.ExtensionWithMatcher";
+    /// What a matcher of [`COMPOSITE`] chooses.
+    EXECUTE_FILTER_ACTION = "envoy.extensions.filters.http.composite.v3.ExecuteFilterAction";
+
     /// A message written as a `google.protobuf.Struct`, older name.
     UDPA_TYPED_STRUCT = "udpa.type.v1.TypedStruct";
     /// A message written as a `google.protobuf.Struct`.
