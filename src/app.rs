@@ -11,7 +11,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::admin::{self, Face, Readiness, Shown};
 use crate::clock::Clock;
-use crate::config::{self, Config, ConfigError};
+use crate::config::{self, Config, ConfigError, Fallback};
 use crate::fetch::{FetchConfig, Fetcher, FileAccess};
 use crate::listen::{BindError, Bound, ListenAddress, SocketAccess, bind};
 use crate::metrics::{Metrics, result};
@@ -108,7 +108,12 @@ fn budgets(wanted: &config::WasmBudgets) -> wasm::Budgets {
 fn relay_settings(config: &Config) -> RelaySettings {
     RelaySettings {
         queue_bytes: usize::try_from(config.relay.queue_bytes).unwrap_or(usize::MAX),
-        machine: Settings { hold: config.fetch.hold, ..Settings::default() },
+        machine: Settings {
+            hold: config.fetch.hold,
+            falls_back_unseen: config.fetch.fallback == Fallback::Policy,
+            nack_fetch_failures: config.fetch.nack_fetch_failures,
+            ..Settings::default()
+        },
     }
 }
 

@@ -126,6 +126,20 @@ pub struct Fetch {
     pub concurrency: usize,
     /// How long a resource whose fetch failed waits before its failure policy's filter is sent.
     pub hold: Duration,
+    /// What is sent where nobody can see whether Envoy takes the failure policy's filter.
+    pub fallback: Fallback,
+    /// The control plane's answer waits for fetches, `hold` at most, and says which failed.
+    pub nack_fetch_failures: bool,
+}
+
+/// What stands in for a module that cannot be had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Fallback {
+    /// The filter of the resource's own failure policy.
+    #[default]
+    Policy,
+    /// Nothing: the resource is held back.
+    None,
 }
 
 impl Default for Fetch {
@@ -135,6 +149,8 @@ impl Default for Fetch {
             progress_timeout: Duration::from_secs(30),
             concurrency: 4,
             hold: Duration::from_secs(5),
+            fallback: Fallback::Policy,
+            nack_fetch_failures: false,
         }
     }
 }

@@ -14,8 +14,8 @@ use ipnet::IpNet;
 use super::address::{InvalidAddress, ListenAddress, collide, parse_host};
 use super::reader::{Field, Place, Problems, Section};
 use super::{
-    Admin, Agent, Cache, Config, Fetch, Health, Listener, Log, Registry, Relay, Shutdown, Sources, Upstream,
-    WasmBudgets, group,
+    Admin, Agent, Cache, Config, Fallback, Fetch, Health, Listener, Log, Registry, Relay, Shutdown, Sources,
+    Upstream, WasmBudgets, group,
 };
 use crate::yaml::Node;
 
@@ -221,7 +221,17 @@ fn fetch(section: &mut Section) -> Fetch {
         progress_timeout: progress_timeout.unwrap_or(default.progress_timeout),
         concurrency: concurrency.and_then(|n| usize::try_from(n).ok()).unwrap_or(default.concurrency),
         hold: hold.unwrap_or(default.hold),
+        fallback: section.take("fallback").and_then(fallback).unwrap_or_default(),
+        nack_fetch_failures: section.take("nack_fetch_failures").and_then(Field::boolean).unwrap_or_default(),
     }
+}
+
+fn fallback(field: Field) -> Option<Fallback> {
+    field.parsed(|text| match text {
+        "policy" => Ok(Fallback::Policy),
+        "none" => Ok(Fallback::None),
+        _ => Err("must be `policy` or `none`"),
+    })
 }
 
 fn cidr(field: Field) -> Option<IpNet> {

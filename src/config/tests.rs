@@ -24,7 +24,7 @@ sources:
 registries:
   Registry.Example:5000: {plain_http: true}
   plain.example:
-fetch: {timeout: 1m, progress_timeout: 5s, concurrency: 8, hold: 2s}
+fetch: {timeout: 1m, progress_timeout: 5s, concurrency: 8, hold: 2s, fallback: none, nack_fetch_failures: true}
 blocked_cidrs: [10.0.0.0/8, "fd00::/8"]
 realms: [Auth.Example]
 relay: {queue_bytes: 1MiB, in_flight_bytes: 1GiB}
@@ -110,6 +110,8 @@ fn every_key_is_read() {
             progress_timeout: Duration::from_secs(5),
             concurrency: 8,
             hold: Duration::from_secs(2),
+            fallback: Fallback::None,
+            nack_fetch_failures: true,
         },
         blocked_cidrs: vec!["10.0.0.0/8".parse().unwrap(), "fd00::/8".parse().unwrap()],
         realms: vec!["auth.example".to_owned()],
@@ -481,6 +483,8 @@ fn every_key_is_either_taken_over_at_once_or_named_for_a_restart() {
             "fetch.timeout",
             "fetch.progress_timeout",
             "fetch.hold",
+            "fetch.fallback",
+            "fetch.nack_fetch_failures",
             "blocked_cidrs",
             "realms",
             "relay.queue_bytes",

@@ -99,15 +99,25 @@ fn is_protocol_error(error: &(dyn std::error::Error + 'static)) -> bool {
     error.to_string().contains("protocol error")
 }
 
-/// The variant of each method, and its path upstream.
-fn method(path: &str) -> Option<(Variant, &'static str)> {
-    const SOTW: &str = "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources";
-    const DELTA: &str = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
-    match path {
-        SOTW => Some((Variant::StateOfTheWorld, SOTW)),
-        DELTA => Some((Variant::Delta, DELTA)),
-        _ => None,
+/// The services by which extension configs come: with all other types, or alone.
+const AGGREGATED: [&str; 2] = [
+    "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources",
+    "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources",
+];
+const EXTENSION_CONFIG: [&str; 2] = [
+    "/envoy.service.extension.v3.ExtensionConfigDiscoveryService/StreamExtensionConfigs",
+    "/envoy.service.extension.v3.ExtensionConfigDiscoveryService/DeltaExtensionConfigs",
+];
+
+fn served(path: &str) -> Option<session::Method> {
+    for (paths, only_intercepted) in [(AGGREGATED, false), (EXTENSION_CONFIG, true)] {
+        for (known, variant) in paths.into_iter().zip([Variant::StateOfTheWorld, Variant::Delta]) {
+            if known == path {
+                return Some(session::Method { variant, path: known, only_intercepted });
+            }
+        }
     }
+    None
 }
 
 fn call(
@@ -122,14 +132,15 @@ fn call(
         *response.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
         return response;
     }
-    let Some((variant, path)) = method(parts.uri.path()) else {
-        return refuse(Status::new(Code::Unimplemented, "only aggregated discovery is served here"));
+    let Some(method) = served(parts.uri.path()) else {
+        let served = "only aggregated discovery and that of extension configs are served here";
+        return refuse(Status::new(Code::Unimplemented, served));
     };
     if shared.shutdown.is_cancelled() {
         return refuse(Status::new(Code::Unavailable, "the agent is shutting down"));
     }
     let metadata = metadata(parts.headers);
-    let (outbox, session) = session::start(shared, listener.clone(), variant, path, metadata, body);
+    let (outbox, session) = session::start(shared, listener.clone(), method, metadata, body);
     tracker.spawn(session);
     let mut response = Response::new(http_body_util::Either::Left(outbox));
     response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/grpc"));

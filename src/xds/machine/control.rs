@@ -1,21 +1,25 @@
 //! The protocol towards the control plane: a whole xDS client. Every response is answered once.
 
 use std::collections::BTreeSet;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::envoy::Change;
+use super::slot::Hash;
 use super::{ControlRequest, Variant};
 
-/// A response that has not been answered.
+/// A response, as far as its answer depends on it.
 #[derive(Debug)]
-struct Due {
-    version: String,
-    nonce: String,
-    /// Names that Envoy has yet to judge.
-    waiting: BTreeSet<String>,
-    error: Option<String>,
-    /// None where Envoy has asked for nothing yet.
-    deadline: Option<Instant>,
+pub struct Received {
+    pub version: String,
+    pub nonce: String,
+    pub content: Hash,
+    /// Names of which the outcome is not known yet.
+    pub waiting: BTreeSet<String>,
+    /// Why it is rejected.
+    pub error: Option<String>,
+    pub at: Instant,
+    /// When it is answered whatever is known.
+    pub deadline: Instant,
 }
 
 /// What has been said to the control plane, and what it waits for.
@@ -29,11 +33,17 @@ pub struct Control {
     /// State of the world: the names in the last request. An answer repeats them; a change of the
     /// subscription is a request of its own.
     names: BTreeSet<String>,
-    due: Option<Due>,
+    /// The response that has not been answered.
+    due: Option<Received>,
+    /// What was rejected last, and when it came.
+    nacked: Option<(Hash, Instant)>,
+    repeat_window: Duration,
 }
 
 impl Control {
-    pub fn new(variant: Variant) -> Self {
+    /// A conversation that has not begun. What was rejected is accepted where it comes again within
+    /// `repeat_window`.
+    pub fn new(variant: Variant, repeat_window: Duration) -> Self {
         Self {
             variant,
             started: false,
@@ -41,6 +51,8 @@ impl Control {
             nonce: String::new(),
             names: BTreeSet::new(),
             due: None,
+            nacked: None,
+            repeat_window,
         }
     }
 
@@ -72,30 +84,33 @@ impl Control {
     }
 
     /// A response came in.
-    pub fn received(
-        &mut self,
-        version: String,
-        nonce: String,
-        waiting: BTreeSet<String>,
-        error: Option<String>,
-        deadline: Instant,
-    ) {
-        self.nonce.clone_from(&nonce);
-        // An unasked response is not answered until Envoy asks.
-        let deadline = self.started.then_some(deadline);
-        self.due = Some(Due { version, nonce, waiting, error, deadline });
+    pub fn received(&mut self, mut response: Received) {
+        self.nonce.clone_from(&response.nonce);
+        let is_repeat = self.nacked.is_some_and(|(content, at)| {
+            content == response.content && response.at < at + self.repeat_window
+        });
+        if is_repeat {
+            response.error = None;
+            response.waiting.clear();
+        }
+        self.due = Some(response);
     }
 
     /// Envoy rejected this resource: the control plane hears of it if it still waits.
     pub fn rejected(&mut self, name: &str) {
+        self.object(name, "rejected by Envoy");
+    }
+
+    /// The resource's module could not be had: the control plane hears of it if it waits for that.
+    pub fn fetch_failed(&mut self, name: &str, reason: &str) {
+        self.object(name, &format!("cannot get the module: {reason}"));
+    }
+
+    fn object(&mut self, name: &str, reason: &str) {
         if let Some(due) = &mut self.due
             && due.waiting.contains(name)
         {
-            let text = due.error.get_or_insert_with(String::new);
-            if !text.is_empty() {
-                text.push_str("; ");
-            }
-            text.push_str(&format!("resource {name:?}: rejected by Envoy"));
+            object(&mut due.error, name, reason);
         }
     }
 
@@ -107,7 +122,8 @@ impl Control {
 
     /// When the answer goes out whatever Envoy does.
     pub fn deadline(&self) -> Option<Instant> {
-        self.due.as_ref().and_then(|due| due.deadline)
+        // An unasked response is not answered until Envoy asks.
+        self.due.as_ref().filter(|_| self.started).map(|due| due.deadline)
     }
 
     /// The answer that is due.
@@ -116,8 +132,9 @@ impl Control {
             return None;
         }
         let due = self.due.take()?;
-        if due.error.is_none() {
-            self.version = due.version;
+        match &due.error {
+            None => self.version = due.version,
+            Some(_) => self.nacked = Some((due.content, due.at)),
         }
         Some(match self.variant {
             Variant::StateOfTheWorld => ControlRequest {
@@ -132,4 +149,13 @@ impl Control {
             }
         })
     }
+}
+
+/// Adds what is wrong with one resource to the reason of a rejection.
+pub fn object(error: &mut Option<String>, name: &str, reason: &str) {
+    let text = error.get_or_insert_with(String::new);
+    if !text.is_empty() {
+        text.push_str("; ");
+    }
+    text.push_str(&format!("resource {name:?}: {reason}"));
 }

@@ -74,6 +74,10 @@ impl Envoy {
         }
     }
 
+    pub fn variant(&self) -> Variant {
+        self.variant
+    }
+
     pub fn subscribed(&self) -> &BTreeSet<String> {
         &self.names
     }

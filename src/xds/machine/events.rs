@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::slot::Offer;
+use super::slot::{Hash, Offer, hash};
 use crate::module::ModuleRequest;
 
 /// What Envoy says about one intercepted type.
@@ -44,6 +44,18 @@ pub struct ControlResponse {
     /// Resources that could not be read: name (where that much could be read) and reason.
     pub malformed: Vec<(String, String)>,
     pub removed: Vec<String>,
+}
+
+impl ControlResponse {
+    /// Identifies what it says, whatever its version and nonce.
+    pub fn content(&self) -> Hash {
+        let offers = self.offers.iter().flat_map(|offer| [offer.name.as_bytes(), offer.source.as_slice()]);
+        let malformed = self.malformed.iter().flat_map(|(name, reason)| [name.as_bytes(), reason.as_bytes()]);
+        let counts = [self.offers.len(), self.malformed.len()].map(usize::to_be_bytes);
+        let counts = counts.iter().map(<[u8; 8]>::as_slice);
+        let removed = self.removed.iter().map(String::as_bytes);
+        hash(&counts.chain(offers).chain(malformed).chain(removed).collect::<Vec<_>>())
+    }
 }
 
 /// How a fetch ended badly.

@@ -15,6 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use crate::discovery::{Discoveries, Seen};
 use crate::rewrite::Plan;
 pub use crate::upstream::directory::Variant;
 
@@ -22,7 +23,7 @@ pub use self::events::{
     Action, ControlRequest, ControlResponse, EnvoyRequest, EnvoyResponse, Failure, Names, Note, Serving,
 };
 
-use self::control::Control;
+use self::control::{Control, Received};
 use self::envoy::{Envoy, Verdict};
 use self::slot::{Fetching, Offer, Slot};
 
@@ -38,6 +39,13 @@ pub struct Settings {
     pub retry_cap: Duration,
     /// How long the control plane waits for Envoy's verdict at the most.
     pub answer_after: Duration,
+    /// Whether a fallback is sent where nothing is known of the places that use its name.
+    pub falls_back_unseen: bool,
+    /// The answer to the control plane waits for fetches too, `hold` at the most.
+    pub nack_fetch_failures: bool,
+    /// Content that was NACKed and comes again within this time is ACKed: some control planes would
+    /// send it for ever.
+    pub repeat_window: Duration,
 }
 
 /// The name that asks for all resources of a type.
@@ -50,6 +58,9 @@ impl Default for Settings {
             retry_first: Duration::from_secs(1),
             retry_cap: Duration::from_secs(60),
             answer_after: Duration::from_secs(1),
+            falls_back_unseen: true,
+            nack_fetch_failures: false,
+            repeat_window: Duration::from_secs(10),
         }
     }
 }
@@ -64,6 +75,8 @@ pub struct Machine {
     slots: BTreeMap<String, Slot>,
     envoy: Envoy,
     control: Control,
+    /// What listeners and clusters say of extension configs.
+    discoveries: Discoveries,
     generations: u64,
     /// Until when the first response waits for what is on its way, so that nothing is missing which
     /// Envoy has from an earlier stream.
@@ -78,15 +91,16 @@ impl Machine {
     /// A machine for a new stream. `seed` only spreads retries in time.
     pub fn new(variant: Variant, settings: Settings, seed: u64) -> Self {
         Self {
-            settings,
             slots: BTreeMap::new(),
             envoy: Envoy::new(variant),
-            control: Control::new(variant),
+            control: Control::new(variant, settings.repeat_window),
+            discoveries: Discoveries::default(),
             generations: 0,
             resuming: None,
             missed: 0,
             jitter: Jitter(seed | 1),
             actions: Vec::new(),
+            settings,
         }
     }
 
@@ -132,8 +146,9 @@ impl Machine {
     /// The control plane sent a response.
     pub fn on_control(&mut self, response: ControlResponse, now: Instant) {
         self.answer();
+        let content = response.content();
         let mut malformed = response.malformed;
-        let mut immediate = BTreeSet::new();
+        let (mut immediate, mut fetching, mut refused) = (BTreeSet::new(), BTreeSet::new(), Vec::new());
         let mut seen = BTreeMap::new();
         for offer in response.offers {
             let name = offer.name.clone();
@@ -146,6 +161,10 @@ impl Machine {
                 _ => {
                     if self.offered(offer, now) {
                         immediate.insert(name);
+                    } else if self.settings.nack_fetch_failures && self.is_fetching(&name) {
+                        fetching.insert(name);
+                    } else if let Some(reason) = self.cannot_be_fetched(&name) {
+                        refused.push((name, reason));
                     }
                 }
             }
@@ -159,17 +178,27 @@ impl Machine {
             self.envoy.remove(name);
         }
         let mut error = None;
-        for (name, reason) in malformed {
-            let text = error.get_or_insert_with(String::new);
-            if !text.is_empty() {
-                text.push_str("; ");
-            }
-            text.push_str(&format!("resource {name:?}: {reason}"));
-            self.actions.push(Action::Note(Note::Malformed { name, reason }));
+        for (name, reason) in malformed.iter().chain(&refused) {
+            control::object(&mut error, name, reason);
         }
         let undecodable = error.is_some();
-        let deadline = now + self.settings.answer_after;
-        self.control.received(response.version, response.nonce, immediate, error, deadline);
+        for (name, reason) in malformed {
+            self.actions.push(Action::Note(Note::Malformed { name, reason }));
+        }
+        let patience = match fetching.is_empty() {
+            true => self.settings.answer_after,
+            false => self.settings.answer_after.max(self.settings.hold),
+        };
+        immediate.append(&mut fetching);
+        self.control.received(Received {
+            version: response.version,
+            nonce: response.nonce,
+            content,
+            waiting: immediate,
+            error,
+            at: now,
+            deadline: now + patience,
+        });
         if undecodable || self.control.is_settled(|name| self.verdict_due(name)) {
             self.answer();
         }
@@ -195,7 +224,52 @@ impl Machine {
             },
             Err(failure) => self.failed(name, failure, now),
         }
+        if self.control.is_settled(|name| self.verdict_due(name)) {
+            self.answer();
+        }
         self.tick(now);
+    }
+
+    /// A response of another type passes by. What listeners and clusters say of extension configs
+    /// decides about fallbacks.
+    pub fn passes_by(&mut self, type_url: &str, response: &[u8], now: Instant) {
+        let variant = self.envoy.variant();
+        let changed = match variant {
+            Variant::StateOfTheWorld => self.discoveries.read_response(type_url, response),
+            Variant::Delta => self.discoveries.read_delta_response(type_url, response),
+        };
+        for name in &changed {
+            let takes = self.takes_fallback(name);
+            let Some(slot) = self.slots.get_mut(&**name) else { continue };
+            slot.permit_fallback(takes, now);
+            // In Delta a second watch for a name that Envoy has asks for nothing, and waits all the same.
+            if variant == Variant::Delta && slot.held().is_some() {
+                self.envoy.force(name);
+            }
+        }
+        if !changed.is_empty() {
+            self.tick(now);
+        }
+    }
+
+    /// Whether Envoy would take a fallback under this name, as far as can be known.
+    fn takes_fallback(&self, name: &str) -> bool {
+        match self.discoveries.fallback(name) {
+            Seen::Takes => true,
+            Seen::Refuses => false,
+            Seen::Unseen => self.settings.falls_back_unseen,
+        }
+    }
+
+    /// Why no fetch of this was even begun, where the control plane wants to hear of that.
+    fn cannot_be_fetched(&self, name: &str) -> Option<String> {
+        let slot = self.slots.get(name).filter(|_| self.settings.nack_fetch_failures)?;
+        let failing = slot.failing.as_ref().filter(|_| slot.fetching == Fetching::Idle)?;
+        Some(failing.last.message.clone())
+    }
+
+    fn is_fetching(&self, name: &str) -> bool {
+        self.slots.get(name).is_some_and(|slot| slot.fetching == Fetching::Running)
     }
 
     /// When [`Machine::tick`] has something to do.
@@ -239,7 +313,9 @@ impl Machine {
     /// Takes in a resource; whether it can go to Envoy without a fetch and is news to it.
     fn offered(&mut self, offer: Offer, now: Instant) -> bool {
         let name = offer.name.clone();
+        let takes_fallback = self.takes_fallback(&name);
         let slot = self.slots.entry(name.clone()).or_default();
+        slot.permit_fallback(takes_fallback, now);
         if !slot.is_news(&offer) {
             // Control planes resend what has not changed; it restarts nothing. What extends a TTL,
             // be it a bare heartbeat, becomes a full resend.
@@ -281,6 +357,7 @@ impl Machine {
         let pause = self.jitter.spread(if failure.permanent { cap } else { doubled.min(cap) });
         let pause = pause.max(failure.retry_after.unwrap_or_default());
         let retry_in = slot.fails(failure.clone(), pause, now);
+        self.control.fetch_failed(name, &failure.message);
         let serving = slot.serving();
         let name = name.to_owned();
         self.actions.push(Action::Note(Note::FetchFailed { name, failure, retry_in, serving }));
@@ -321,9 +398,11 @@ impl Machine {
         self.actions.push(Action::Note(Note::Rejected { names, reason: reason.to_owned() }));
     }
 
-    /// Whether Envoy still owes a verdict on what was last offered under this name.
+    /// Whether it is not yet known what becomes of what was last offered under this name: Envoy owes
+    /// a verdict, or the answer waits for the fetch.
     fn verdict_due(&self, name: &str) -> bool {
-        self.slots.get(name).is_some_and(Slot::awaits_verdict)
+        let waits_for_fetch = self.settings.nack_fetch_failures && self.is_fetching(name);
+        waits_for_fetch || self.slots.get(name).is_some_and(Slot::awaits_verdict)
     }
 
     /// Answers the control plane's last response, unless that has been done.

@@ -161,6 +161,8 @@ pub struct Slot {
     doubts: Vec<(Hash, Doubt)>,
     /// Envoy takes no fallback under this name, whatever config it stands in for.
     fallback_rejected: bool,
+    /// What uses this name does not take the filter, or has something of its own to fall back on.
+    fallback_refused: bool,
 }
 
 impl Slot {
@@ -222,6 +224,14 @@ impl Slot {
         Ok(self.failing.take().is_some())
     }
 
+    /// Whether the failure policy's filter may stand in, as far as is known now.
+    pub fn permit_fallback(&mut self, allowed: bool, now: Instant) {
+        let refused = std::mem::replace(&mut self.fallback_refused, !allowed);
+        if refused && allowed && self.candidate.is_none() && self.failing.is_some() {
+            self.fall_back_at = Some(self.hold_until.map_or(now, |until| until.max(now)));
+        }
+    }
+
     /// A fetch failed; the pause until the next, where another try can help.
     pub fn fails(&mut self, failure: Failure, pause: Duration, now: Instant) -> Option<Duration> {
         let failing = self.failing.get_or_insert(Failing { since: now, attempts: 0, last: failure.clone() });
@@ -276,7 +286,7 @@ impl Slot {
 
     fn fallback(&self) -> Option<Candidate> {
         let Some(Offer { plan: Plan::Remote(remote), wrapper, .. }) = &self.offer else { return None };
-        let allowed = !self.envoy_holds && !self.fallback_rejected;
+        let allowed = !self.envoy_holds && !self.fallback_rejected && !self.fallback_refused;
         allowed.then(|| Candidate::new(remote.fallback(), wrapper.clone(), true, self.generation))
     }
 
@@ -294,6 +304,10 @@ impl Slot {
     /// What Envoy is to have now: what it ought to have, or what stands in for that.
     fn presentable(&self) -> Option<Candidate> {
         let candidate = self.candidate.as_ref()?;
+        // It was due before it was known that Envoy would reject it.
+        if candidate.fallback && self.fallback_refused && self.sent() != Some(candidate.hash) {
+            return None;
+        }
         match self.doubt(candidate) {
             None => Some(candidate.clone()),
             Some(_) => self.stand_in().filter(|stand_in| self.doubt(stand_in).is_none()),

@@ -1,5 +1,7 @@
 //! The machine against scripts, and against a model of Envoy (`model`).
 
+mod answers;
+mod fallbacks;
 mod model;
 mod resume;
 
@@ -8,7 +10,7 @@ use std::path::Path;
 use bytes::Bytes;
 
 use super::*;
-use crate::protobuf::messages::{Any, Resource, TypedExtensionConfig};
+use crate::protobuf::messages::{self, Any, Resource, TypedExtensionConfig};
 use crate::protobuf::{type_url, wire};
 use crate::rewrite;
 
@@ -106,9 +108,13 @@ const BOTH: [Variant; 2] = [Variant::StateOfTheWorld, Variant::Delta];
 
 impl Bench {
     fn new(variant: Variant, names: &[&str]) -> Self {
+        Self::with(variant, Settings::default(), names)
+    }
+
+    fn with(variant: Variant, settings: Settings, names: &[&str]) -> Self {
         let mut bench = Self {
             variant,
-            machine: Machine::new(variant, Settings::default(), 7),
+            machine: Machine::new(variant, settings, 7),
             now: Instant::now(),
             responses: Vec::new(),
             requests: Vec::new(),
@@ -180,14 +186,28 @@ impl Bench {
     }
 
     fn control(&mut self, offers: &[Bytes], removed: &[&str]) {
-        self.sent += 1;
-        let response = ControlResponse {
-            version: format!("v{}", self.sent),
-            nonce: format!("n{}", self.sent),
+        self.responds(ControlResponse {
             offers: offers.iter().map(|body| offer(self.variant, body)).collect(),
-            malformed: Vec::new(),
             removed: removed.iter().map(|name| (*name).to_owned()).collect(),
-        };
+            ..ControlResponse::default()
+        });
+    }
+
+    /// Resources that cannot be read, and why.
+    fn malformed(&mut self, resources: &[(&str, &str)]) {
+        let malformed = resources.iter().map(|(name, reason)| ((*name).to_owned(), (*reason).to_owned()));
+        self.responds(ControlResponse { malformed: malformed.collect(), ..ControlResponse::default() });
+    }
+
+    fn passes_by(&mut self, listeners: &[u8]) {
+        self.machine.passes_by(type_url::LISTENER, listeners, self.now);
+        self.act();
+    }
+
+    fn responds(&mut self, response: ControlResponse) {
+        self.sent += 1;
+        let (version, nonce) = (format!("v{}", self.sent), format!("n{}", self.sent));
+        let response = ControlResponse { version, nonce, ..response };
         self.machine.on_control(response, self.now);
         self.act();
     }

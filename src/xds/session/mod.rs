@@ -72,6 +72,7 @@ type Fetched = (String, u64, Result<Module, Arc<ResolveError>>);
 /// A running stream.
 struct Session {
     variant: Variant,
+    only_intercepted: bool,
     listener: Arc<str>,
     shared: Arc<Shared>,
     machine: Machine,
@@ -84,16 +85,25 @@ struct Session {
     node_id: String,
 }
 
-/// Starts serving a stream; the body is what Envoy reads. `path` is the method's path, which is the
-/// same upstream.
+/// Which call a stream is.
+#[derive(Debug, Clone, Copy)]
+pub struct Method {
+    pub variant: Variant,
+    /// The same upstream.
+    pub path: &'static str,
+    /// The service carries no other type, so that a message need not name it.
+    pub only_intercepted: bool,
+}
+
+/// Starts serving a stream; the body is what Envoy reads.
 pub fn start(
     shared: &Arc<Shared>,
     listener: Arc<str>,
-    variant: Variant,
-    path: &'static str,
+    method: Method,
     metadata: HeaderMap,
     body: HyperBody,
 ) -> (OutboxBody, impl Future<Output = ()> + Send + use<>) {
+    let Method { variant, path, .. } = method;
     let settings = shared.settings.borrow().clone();
     let (to_envoy, envoy_body) = outbox(settings.queue_bytes, &shared.budget);
     let control = Control::open(shared, variant, path, metadata, settings.queue_bytes);
@@ -101,6 +111,7 @@ pub fn start(
     let entry = shared.states.enter();
     let session = Session {
         variant,
+        only_intercepted: method.only_intercepted,
         listener,
         machine: Machine::new(variant, settings.machine, spread_seed(entry.id())),
         shared: shared.clone(),
@@ -207,9 +218,9 @@ impl Session {
     }
 
     fn on_envoy(&mut self, message: Message, control: &mut Control) -> Result<(), End> {
-        let intercepted = intercept::request_type(self.variant, &message.bytes)
-            .map_err(End::MalformedRequest)?
-            == INTERCEPTED;
+        let type_url =
+            intercept::request_type(self.variant, &message.bytes).map_err(End::MalformedRequest)?;
+        let intercepted = self.is_intercepted(type_url);
         self.count("envoy", intercepted);
         if !self.node_sent
             && self.node.is_none()
@@ -236,6 +247,10 @@ impl Session {
         Ok(())
     }
 
+    fn is_intercepted(&self, type_url: &str) -> bool {
+        type_url == INTERCEPTED || (self.only_intercepted && type_url.is_empty())
+    }
+
     /// The control plane has the node, which is large and not needed again.
     fn node_is_sent(&mut self) {
         self.node_sent = true;
@@ -258,10 +273,11 @@ impl Session {
     }
 
     fn on_control(&mut self, message: Message) -> Result<(), End> {
-        let intercepted =
-            intercept::response_type(&message.bytes).map_err(End::MalformedResponse)? == INTERCEPTED;
+        let type_url = intercept::response_type(&message.bytes).map_err(End::MalformedResponse)?;
+        let intercepted = self.is_intercepted(type_url);
         self.count("control_plane", intercepted);
         if !intercepted {
+            self.machine.passes_by(type_url, &message.bytes, self.shared.clock.now());
             return self.to_envoy.push(message).map_err(End::EnvoyStalled);
         }
         let response =
