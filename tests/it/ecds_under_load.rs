@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::support::control_plane::Protocol;
 use crate::support::control_plane::doubles::Kind;
 use crate::support::envoy::Variant;
+use crate::support::eventually;
 use crate::support::mesh::listener;
 use crate::support::resources;
 use crate::support::scene::Scene;
@@ -34,6 +35,8 @@ async fn no_request_fails(variant: Variant) {
         scene.double.set(scene.filter("filter", "hanging", "/hanging"));
         scene.fetched("/hanging", 1).await;
         traffic.sees("200 v1", 100).await;
+        let streams = || scene.double.said().iter().map(|(number, _)| *number).max();
+        eventually("a second stream and a third", async || (streams() >= Some(3)).then_some(())).await;
         assert_eq!(reloads().await, 1, "what runs keeps running");
         scene.double.set(scene.filter("filter", "v2", "/v2"));
         traffic.sees("200 v2", 20).await;

@@ -5,9 +5,10 @@ use std::time::{Duration, Instant};
 
 use crate::support::control_plane::Protocol;
 use crate::support::control_plane::doubles::Kind;
+use crate::support::ecds::Filter;
 use crate::support::eventually;
 use crate::support::mesh::listener;
-use crate::support::resources;
+use crate::support::resources::{self, allow_all, deny_all};
 use crate::support::scene::{QUIET, Scene, against_both};
 
 /// So long a control plane waits for an answer at the most, on a machine that runs other tests besides.
@@ -147,6 +148,40 @@ async fn what_is_gone_while_its_module_is_on_its_way_never_comes() {
         done(scene).await;
         envoy.silence(QUIET).await;
         assert_eq!(envoy.history, [("b".into(), "v1".into())]);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_envoy_that_does_not_answer_keeps_the_control_plane_waiting_for_a_second_at_most() {
+    against_both(async |scene| {
+        let ecds = resources::ecds_type();
+        scene.double.set(allow_all(resources::Kind::Http, "a"));
+        let mut envoy = scene.envoy().await;
+        envoy.subscribe(&["a"]).await;
+        let unanswered = envoy.receive().await;
+        let begin = Instant::now();
+        scene.double.settled(&ecds, 1).await;
+        assert!(begin.elapsed() < ANSWER, "{:?} until the answer", begin.elapsed());
+        assert!(scene.double.requests(&ecds)[1].1.is_ack());
+
+        // Nor does it wait where the subscription changes meanwhile: first the answer, then the change.
+        scene.double.set_all([deny_all(resources::Kind::Http, "a"), allow_all(resources::Kind::Http, "b")]);
+        eventually("a second response", async || (scene.double.responses(&ecds).len() > 1).then_some(()))
+            .await;
+        let begin = Instant::now();
+        envoy.subscribe(&["b"]).await;
+        eventually("a request for both", async || {
+            let requests = scene.double.requests(&ecds);
+            let [.., (_, answer), (_, change)] = &requests[..] else { panic!("{requests:?}") };
+            let both = ["a".to_owned(), "b".to_owned()].into();
+            (change.names == both && change.answer.is_none() && answer.is_ack()).then_some(())
+        })
+        .await;
+        assert!(begin.elapsed() < ANSWER / 2, "{:?} until the change", begin.elapsed());
+        envoy.accept(&unanswered).await;
+        envoy.until(|envoy| envoy.held.len() == 2).await;
+        assert_eq!(envoy.held["a"].filter, Filter::Deny);
     })
     .await;
 }

@@ -149,3 +149,69 @@ impl Watch for Delta {
 
     fn sent(&mut self, _: &str) {}
 }
+
+mod tests {
+    use super::super::tests::{asked, names, offered, sent};
+    use super::*;
+
+    #[test]
+    fn go_control_plane_says_nothing_more_before_it_is_answered() {
+        let (mut sotw, mut delta) = (Sotw::default(), Delta::default());
+        let first = sotw.request(&asked("", "", &["a"]), &offered(1, &[("a", 1)]));
+        assert_eq!(sent(&first), ["a"]);
+        sotw.sent("n1");
+        assert_eq!(sent(&sotw.changed(&offered(2, &[("a", 2)]))), [""; 0]);
+        assert_eq!(sent(&sotw.request(&asked("1", "n1", &["a"]), &offered(2, &[("a", 2)]))), ["a"]);
+        let first = delta.request(&asked("", "", &["a"]), &offered(1, &[("a", 1)]));
+        assert_eq!(sent(&first), ["a"]);
+        delta.sent("n1");
+        assert!(delta.changed(&offered(2, &[("a", 2)])).is_none());
+        assert_eq!(sent(&delta.request(&asked("", "n1", &[]), &offered(2, &[("a", 2)]))), ["a"]);
+    }
+
+    #[test]
+    fn go_control_plane_sends_everything_where_a_version_differs_and_else_a_part() {
+        let all = offered(1, &[("a", 1), ("b", 1)]);
+        let mut sotw = Sotw::default();
+        assert_eq!(sent(&sotw.request(&asked("", "", &["a"]), &all)), ["a"]);
+        sotw.sent("n1");
+        assert!(sotw.request(&asked("1", "n1", &["a"]), &all).is_none());
+        assert_eq!(sent(&sotw.request(&asked("1", "n1", &["a", "b"]), &all)), ["b"], "a part");
+        sotw.sent("n2");
+        assert!(sotw.request(&asked("1", "n1", &["a", "b"]), &all).is_none(), "stale");
+        assert!(sotw.request(&asked("1", "n2", &["a", "b"]), &all).is_none());
+        let next = offered(2, &[("a", 1), ("b", 1)]);
+        assert_eq!(sent(&sotw.changed(&next)), ["a", "b"], "equal bytes in another version");
+        sotw.sent("n3");
+        let nack = Request { is_nack: true, ..asked("1", "n3", &["a", "b"]) };
+        assert_eq!(sent(&sotw.request(&nack, &next)), ["a", "b"], "the same again, at once");
+    }
+
+    #[test]
+    fn go_control_plane_takes_no_names_on_a_new_stream_for_all() {
+        let all = offered(1, &[("a", 1), ("b", 1)]);
+        let nothing = || asked("1", "", &[]);
+        assert_eq!(sent(&Sotw::default().request(&nothing(), &all)), ["a", "b"]);
+        assert_eq!(sent(&Delta::default().request(&nothing(), &all)), ["a", "b"]);
+        let mut sotw = Sotw::default();
+        sotw.request(&asked("", "", &["a"]), &all);
+        sotw.sent("n1");
+        assert!(sotw.request(&asked("1", "n1", &[]), &all).is_none());
+        assert_eq!(sent(&sotw.changed(&offered(2, &[("a", 1), ("b", 1)]))), ["a", "b"], "on a running one");
+    }
+
+    #[test]
+    fn go_control_plane_takes_in_delta_what_it_sent_for_had_and_looks_at_no_nonce() {
+        let mut delta = Delta::default();
+        let known = Request {
+            initial: [("gone".to_owned(), String::new()), ("a".to_owned(), String::new())].into(),
+            ..asked("", "", &["a", "gone"])
+        };
+        let first = delta.request(&known, &offered(1, &[("a", 1)])).expect("a response");
+        assert_eq!((names(&first), &first.removed[..]), (vec!["a"], &["gone".to_owned()][..]));
+        let nack = Request { is_nack: true, ..asked("", "n1", &[]) };
+        assert!(delta.request(&nack, &offered(2, &[("a", 1)])).is_none(), "had, though it was rejected");
+        let more = offered(3, &[("a", 1), ("b", 3)]);
+        assert_eq!(sent(&delta.request(&asked("", "no nonce of ours", &["b"]), &more)), ["b"]);
+    }
+}

@@ -132,3 +132,68 @@ impl Watch for Delta {
         nonce.clone_into(&mut self.nonce);
     }
 }
+
+mod tests {
+    use super::super::tests::{asked, offered, sent};
+    use super::*;
+
+    /// A watch of each variant that has been sent `a` and `b` with the nonce n1.
+    fn begun() -> [Box<dyn Watch>; 2] {
+        let both: [Box<dyn Watch>; 2] = [Box::new(Sotw::new(false)), Box::new(Delta::new(false))];
+        both.map(|mut watch| {
+            let first = watch.request(&asked("", "", &["a", "b"]), &offered(1, &[("a", 1), ("b", 1)]));
+            assert_eq!(sent(&first), ["a", "b"]);
+            assert!(first.expect("a response").resources.values().all(|(version, _)| version.is_empty()));
+            watch.sent("n1");
+            watch
+        })
+    }
+
+    #[test]
+    fn istiod_sends_everything_at_any_change_and_waits_for_nobody() {
+        for mut watch in begun() {
+            for version in 2..4 {
+                let response = watch.changed(&offered(version, &[("a", version), ("b", 1)]));
+                assert_eq!(sent(&response), ["a", "b"]);
+                watch.sent(&format!("n{version}"));
+            }
+            let response = watch.changed(&offered(4, &[("b", 1)])).expect("a response");
+            assert_eq!(response.removed, [""; 0], "extension configs are never removed");
+            assert!(watch.changed(&offered(5, &[])).is_none());
+        }
+    }
+
+    #[test]
+    fn istiod_answers_what_a_request_adds_and_nothing_else() {
+        let all = offered(1, &[("a", 1), ("b", 1), ("c", 1)]);
+        for mut watch in begun() {
+            assert!(watch.request(&asked("1", "n1", &["a", "b"]), &all).is_none(), "nothing is added");
+            let response = watch.request(&asked("1", "n1", &["a", "b", "c"]), &all);
+            assert!(sent(&response).contains(&"c".to_owned()), "{response:?}");
+        }
+        let [mut sotw, mut delta] = begun();
+        assert_eq!(sent(&sotw.request(&asked("1", "n1", &["a", "b", "c"]), &all)), ["c"]);
+        assert_eq!(sent(&delta.request(&asked("", "", &["c"]), &all)), ["c"]);
+    }
+
+    #[test]
+    fn istiod_reads_no_names_in_a_rejection_nor_in_an_answer_that_is_late() {
+        let all = offered(1, &[("a", 1), ("b", 1), ("c", 1)]);
+        let names = &["a", "b", "c"];
+        for mut watch in begun() {
+            let nack = Request { is_nack: true, ..asked("", "n1", names) };
+            assert!(watch.request(&nack, &all).is_none());
+            assert!(watch.request(&asked("1", "n0", names), &all).is_none(), "stale");
+            assert_eq!(sent(&watch.changed(&all)), ["a", "b"], "c was never heard");
+        }
+    }
+
+    #[test]
+    fn istiod_forgets_who_names_nothing() {
+        let [mut sotw, _] = begun();
+        let all = offered(2, &[("a", 2)]);
+        assert!(sotw.request(&asked("1", "n1", &[]), &all).is_none());
+        assert!(sotw.changed(&all).is_none());
+        assert_eq!(sent(&sotw.request(&asked("1", "n1", &["a"]), &all)), ["a"], "a new beginning");
+    }
+}

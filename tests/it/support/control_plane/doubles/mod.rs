@@ -491,3 +491,35 @@ impl From<&DeltaDiscoveryRequest> for Request {
         }
     }
 }
+
+mod tests {
+    use super::*;
+
+    /// A request of both variants, in which Delta subscribes to what state of the world names.
+    pub fn asked(version: &str, nonce: &str, names: &[&str]) -> Request {
+        let names: BTreeSet<String> = names.iter().map(|name| (*name).to_owned()).collect();
+        Request {
+            version: version.into(),
+            nonce: nonce.into(),
+            subscribe: names.clone(),
+            names,
+            ..Request::default()
+        }
+    }
+
+    /// These names with their revisions.
+    pub fn offered(version: u64, resources: &[(&str, u64)]) -> Offered {
+        let offer = |revision: u64| Offer { revision, resource: Any::default() };
+        let resources = resources.iter().map(|(name, revision)| ((*name).to_owned(), offer(*revision)));
+        Offered { version, resources: resources.collect() }
+    }
+
+    pub fn names(response: &Response) -> Vec<&str> {
+        response.resources.keys().map(String::as_str).collect()
+    }
+
+    /// The names in a response, or none.
+    pub fn sent(response: &Option<Response>) -> Vec<String> {
+        response.iter().flat_map(|response| response.resources.keys().cloned()).collect()
+    }
+}
