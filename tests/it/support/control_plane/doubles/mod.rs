@@ -9,25 +9,25 @@
 
 pub mod go_control_plane;
 pub mod istiod;
+mod message;
 mod rules;
+mod stream;
+mod tests;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use envoy_types::pb::envoy::service::discovery::v3::{
-    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse, Resource,
-};
 use envoy_types::pb::google::protobuf::Any;
-use prost::Message;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tonic::{Code, Status};
 
-use self::rules::Rules;
-use super::ledger::{Event, Ledger};
-use super::{Accepted, ControlPlane, Ended, Protocol};
+use self::message::Request;
+pub use self::message::Response;
+use self::stream::Stream;
+use super::ledger::Event;
+use super::{ControlPlane, Protocol};
 use crate::support::envoy::Xds;
 use crate::support::{eventually, resources};
 
@@ -93,42 +93,6 @@ struct Record {
     broken: Option<String>,
 }
 
-/// A request of either variant.
-#[derive(Debug, Default)]
-struct Request {
-    nonce: String,
-    is_nack: bool,
-    /// State of the world.
-    version: String,
-    names: BTreeSet<String>,
-    /// Delta.
-    subscribe: BTreeSet<String>,
-    unsubscribe: BTreeSet<String>,
-    initial: BTreeMap<String, String>,
-}
-
-/// A response of either variant.
-#[derive(Debug, Clone, Default)]
-pub struct Response {
-    pub type_url: String,
-    pub nonce: String,
-    pub version: String,
-    /// By name, with the version in Delta.
-    pub resources: BTreeMap<String, (String, Any)>,
-    /// Delta.
-    pub removed: Vec<String>,
-}
-
-impl Response {
-    /// Those of these names that are offered, each with a version that is made of its revision.
-    fn of(offered: &Offered, names: impl Fn(&str) -> bool, version: impl Fn(&Offer) -> String) -> Response {
-        let chosen = offered.resources.iter().filter(|(name, _)| names(name));
-        let chosen =
-            chosen.map(|(name, offer)| (name.clone(), (version(offer), offer.resource.clone()))).collect();
-        Response { version: offered.version.to_string(), resources: chosen, ..Response::default() }
-    }
-}
-
 /// One type on one stream: when a control plane says what.
 trait Watch: Send {
     fn request(&mut self, request: &Request, offered: &Offered) -> Option<Response>;
@@ -169,16 +133,7 @@ impl Double {
                         record.streams += 1;
                         record.streams
                     };
-                    let stream = Stream {
-                        kind,
-                        accepted,
-                        number,
-                        ledger: Ledger::default(),
-                        rules: Rules::default(),
-                        watches: BTreeMap::new(),
-                        nonces: 0,
-                        record: record.clone(),
-                    };
+                    let stream = Stream::new(kind, accepted, number, record.clone());
                     streams.spawn(stream.serve(state.subscribe(), closings.subscribe()));
                 }
             }
@@ -305,221 +260,4 @@ impl Double {
 
 fn lock(record: &Mutex<Record>) -> std::sync::MutexGuard<'_, Record> {
     record.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// One stream being served.
-struct Stream {
-    kind: Kind,
-    accepted: Accepted,
-    number: usize,
-    ledger: Ledger,
-    rules: Rules,
-    watches: BTreeMap<String, Box<dyn Watch>>,
-    nonces: u64,
-    record: Arc<Mutex<Record>>,
-}
-
-impl Stream {
-    async fn serve(mut self, mut state: watch::Receiver<State>, mut closings: watch::Receiver<u64>) {
-        self.note(Said::Opened);
-        closings.mark_unchanged();
-        let closed = loop {
-            let served = tokio::select! {
-                _ = closings.changed() => break true,
-                request = self.accepted.request() => match request {
-                    Ok(Some(request)) => {
-                        let now = state.borrow().clone();
-                        self.request(&request, &now).await
-                    }
-                    Ok(None) | Err(_) => break false,
-                },
-                _ = state.changed() => {
-                    let now = state.borrow_and_update().clone();
-                    self.changed(&now).await
-                }
-            };
-            if served.is_err() {
-                break false;
-            }
-        };
-        self.note(Said::Ended);
-        if closed {
-            self.accepted.end(Status::new(Code::Ok, "")).await;
-        }
-    }
-
-    /// What of a type this control plane takes for its state: istiod has one version for all types.
-    fn offered(&self, state: &State, type_url: &str) -> Offered {
-        let mut offered = state.types.get(type_url).cloned().unwrap_or_default();
-        if self.kind == Kind::Istiod {
-            offered.version = state.version;
-        }
-        offered
-    }
-
-    async fn request(&mut self, bytes: &[u8], state: &State) -> Result<(), Ended> {
-        let protocol = self.accepted.protocol;
-        let (request, event) = match protocol {
-            Protocol::Sotw => {
-                let request = DiscoveryRequest::decode(bytes).expect("a DiscoveryRequest");
-                (Request::from(&request), self.check(&request, Ledger::sotw, Rules::sotw))
-            }
-            Protocol::Delta => {
-                let request = DeltaDiscoveryRequest::decode(bytes).expect("a DeltaDiscoveryRequest");
-                (Request::from(&request), self.check(&request, Ledger::delta, Rules::delta))
-            }
-        };
-        let Some(event) = event else { return Err(Ended) };
-        let type_url = event.type_url.clone();
-        self.note(Said::Request(event));
-        let offered = self.offered(state, &type_url);
-        let kind = self.kind;
-        let watch =
-            self.watches.entry(type_url.clone()).or_insert_with(|| watch_for(kind, protocol, &type_url));
-        match watch.request(&request, &offered) {
-            Some(response) => self.respond(type_url, response).await,
-            None => Ok(()),
-        }
-    }
-
-    /// What the request means, where it breaks no rule.
-    fn check<R: std::fmt::Debug, V: std::fmt::Display, W: std::fmt::Display>(
-        &mut self,
-        request: &R,
-        ledger: impl Fn(&mut Ledger, &R) -> Result<Event, V>,
-        rules: impl Fn(&mut Rules, &R, &Event) -> Result<(), W>,
-    ) -> Option<Event> {
-        let broken = match ledger(&mut self.ledger, request) {
-            Ok(event) => match rules(&mut self.rules, request, &event) {
-                Ok(()) => return Some(event),
-                Err(violation) => violation.to_string(),
-            },
-            Err(violation) => violation.to_string(),
-        };
-        let text = format!("stream {}: {broken}, in {request:?}", self.number);
-        lock(&self.record).broken.get_or_insert(text);
-        None
-    }
-
-    async fn changed(&mut self, state: &State) -> Result<(), Ended> {
-        let types: Vec<String> = self.watches.keys().cloned().collect();
-        for type_url in types {
-            let offered = self.offered(state, &type_url);
-            let response = self.watches.get_mut(&type_url).and_then(|watch| watch.changed(&offered));
-            if let Some(response) = response {
-                self.respond(type_url, response).await?;
-            }
-        }
-        Ok(())
-    }
-
-    async fn respond(&mut self, type_url: String, mut response: Response) -> Result<(), Ended> {
-        self.nonces += 1;
-        response.nonce = match self.kind {
-            Kind::GoControlPlane => self.nonces.to_string(),
-            Kind::Istiod => format!("{}-{}-{}", response.version, self.number, self.nonces),
-        };
-        response.type_url = type_url;
-        self.ledger.sent(&response.type_url, &response.version, &response.nonce);
-        if let Some(watch) = self.watches.get_mut(&response.type_url) {
-            watch.sent(&response.nonce);
-        }
-        let bytes = response.encode(self.accepted.protocol);
-        self.note(Said::Response(response));
-        self.accepted.respond(bytes).await
-    }
-
-    fn note(&self, said: Said) {
-        lock(&self.record).said.push((self.number, said));
-    }
-}
-
-impl Response {
-    fn encode(&self, protocol: Protocol) -> Vec<u8> {
-        let resources = self.resources.clone().into_iter();
-        match protocol {
-            Protocol::Sotw => DiscoveryResponse {
-                version_info: self.version.clone(),
-                resources: resources.map(|(_, (_, resource))| resource).collect(),
-                type_url: self.type_url.clone(),
-                nonce: self.nonce.clone(),
-                ..DiscoveryResponse::default()
-            }
-            .encode_to_vec(),
-            Protocol::Delta => {
-                let wrap = |(name, (version, resource))| Resource {
-                    name,
-                    version,
-                    resource: Some(resource),
-                    ..Resource::default()
-                };
-                DeltaDiscoveryResponse {
-                    system_version_info: self.version.clone(),
-                    resources: resources.map(wrap).collect(),
-                    type_url: self.type_url.clone(),
-                    removed_resources: self.removed.clone(),
-                    nonce: self.nonce.clone(),
-                    ..DeltaDiscoveryResponse::default()
-                }
-                .encode_to_vec()
-            }
-        }
-    }
-}
-
-impl From<&DiscoveryRequest> for Request {
-    fn from(request: &DiscoveryRequest) -> Request {
-        Request {
-            nonce: request.response_nonce.clone(),
-            is_nack: request.error_detail.is_some(),
-            version: request.version_info.clone(),
-            names: request.resource_names.iter().cloned().collect(),
-            ..Request::default()
-        }
-    }
-}
-
-impl From<&DeltaDiscoveryRequest> for Request {
-    fn from(request: &DeltaDiscoveryRequest) -> Request {
-        Request {
-            nonce: request.response_nonce.clone(),
-            is_nack: request.error_detail.is_some(),
-            subscribe: request.resource_names_subscribe.iter().cloned().collect(),
-            unsubscribe: request.resource_names_unsubscribe.iter().cloned().collect(),
-            initial: request.initial_resource_versions.clone().into_iter().collect(),
-            ..Request::default()
-        }
-    }
-}
-
-mod tests {
-    use super::*;
-
-    /// A request of both variants, in which Delta subscribes to what state of the world names.
-    pub fn asked(version: &str, nonce: &str, names: &[&str]) -> Request {
-        let names: BTreeSet<String> = names.iter().map(|name| (*name).to_owned()).collect();
-        Request {
-            version: version.into(),
-            nonce: nonce.into(),
-            subscribe: names.clone(),
-            names,
-            ..Request::default()
-        }
-    }
-
-    /// These names with their revisions.
-    pub fn offered(version: u64, resources: &[(&str, u64)]) -> Offered {
-        let offer = |revision: u64| Offer { revision, resource: Any::default() };
-        let resources = resources.iter().map(|(name, revision)| ((*name).to_owned(), offer(*revision)));
-        Offered { version, resources: resources.collect() }
-    }
-
-    pub fn names(response: &Response) -> Vec<&str> {
-        response.resources.keys().map(String::as_str).collect()
-    }
-
-    /// The names in a response, or none.
-    pub fn sent(response: &Option<Response>) -> Vec<String> {
-        response.iter().flat_map(|response| response.resources.keys().cloned()).collect()
-    }
 }
