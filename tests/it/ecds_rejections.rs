@@ -9,6 +9,7 @@ use crate::support::ecds::Filter;
 use crate::support::mesh::listener;
 use crate::support::resources::{self, allow_all, deny_all};
 use crate::support::scene::{QUIET, against_both};
+use crate::support::scripted::Config;
 
 #[tokio::test]
 async fn what_comes_again_with_equal_bytes_is_neither_fetched_nor_sent_again() {
@@ -87,10 +88,7 @@ async fn a_rejection_of_what_needs_no_module_is_told_once_however_often_it_comes
         scene.double.set(good);
         let mut envoy = scene.envoy().await;
         envoy.subscribe(&["a"]).await;
-        let filter = |filter: &Filter, config: Option<&_>| {
-            config.is_some_and(|config: &crate::support::scripted::Config| config.filter == *filter)
-        };
-        envoy.until(|envoy| filter(&Filter::Allow, envoy.held.get("a"))).await;
+        envoy.until(|envoy| envoy.held.contains_key("a")).await;
         scene.double.set(bad.clone());
         let received = envoy.receive().await;
         assert_eq!(received.configs["a"].filter, Filter::Deny);
@@ -106,6 +104,35 @@ async fn a_rejection_of_what_needs_no_module_is_told_once_however_often_it_comes
         let nacks = scene.double.nacks(&ecds);
         assert!(matches!(&nacks[..], [nack] if nack.contains("\"a\"")), "{nacks:?}");
         assert!(scene.double.responses(&ecds).len() <= 3 + again, "no loop");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn of_several_changes_the_rejected_one_holds_up_no_other() {
+    against_both(async |scene| {
+        let names = ["a", "b", "c"];
+        scene.double.set_all(names.map(|name| allow_all(resources::Kind::Http, name)));
+        let mut envoy = scene.envoy().await;
+        envoy.subscribe(&names).await;
+        envoy.until(|envoy| envoy.held.len() == 3).await;
+        scene.double.set_all(names.map(|name| deny_all(resources::Kind::Http, name)));
+        let denies = |config: Option<&Config>| config.is_some_and(|config| config.filter == Filter::Deny);
+        // All that has the bad one in it is rejected, and Envoy says of none which one that was.
+        let mut rejected = 0;
+        while !(denies(envoy.held.get("b")) && denies(envoy.held.get("c")) && rejected > 1) {
+            let received = envoy.receive().await;
+            if denies(received.configs.get("a")) {
+                rejected += 1;
+                envoy.reject(&received, "a", "not this one").await;
+            } else {
+                envoy.accept(&received).await;
+            }
+        }
+        envoy.nothing_new_within(QUIET).await;
+        assert_eq!((envoy.held["a"].filter.clone(), rejected), (Filter::Allow, 2), "together and alone");
+        let nacks = scene.double.nacks(&resources::ecds_type());
+        assert!(nacks.iter().all(|nack| nack.contains("\"a\"")) && nacks.len() <= 1, "{nacks:?}");
     })
     .await;
 }

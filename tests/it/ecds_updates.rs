@@ -153,6 +153,31 @@ async fn what_is_gone_while_its_module_is_on_its_way_never_comes() {
 }
 
 #[tokio::test]
+async fn what_a_control_plane_leaves_out_stays_unless_it_says_that_it_is_gone() {
+    against_both(async |scene| {
+        let ecds = resources::ecds_type();
+        for path in ["/a", "/b", "/update"] {
+            scene.publish(path);
+        }
+        scene.double.set_all(["a", "b"].map(|name| scene.filter(name, name, &format!("/{name}"))));
+        let mut envoy = scene.envoy().await;
+        envoy.subscribe(&["a", "b"]).await;
+        envoy.runs(&[("a", "a"), ("b", "b")]).await;
+        scene.double.settled(&ecds, 1).await;
+        scene.double.remove(&ecds, "a");
+        scene.double.settled(&ecds, 2).await;
+        // In state of the world the agent would be found out if its next response left out `a`.
+        scene.double.set(scene.filter("b", "update", "/update"));
+        envoy.runs(&[("b", "update")]).await;
+        let says_so = (scene.kind, scene.protocol) == (Kind::GoControlPlane, Protocol::Delta);
+        assert_eq!(envoy.label("a"), (!says_so).then_some("a"));
+        scene.double.set(scene.filter("a", "update", "/update"));
+        envoy.runs(&[("a", "update"), ("b", "update")]).await;
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn an_envoy_that_does_not_answer_keeps_the_control_plane_waiting_for_a_second_at_most() {
     against_both(async |scene| {
         let ecds = resources::ecds_type();

@@ -37,14 +37,15 @@ pub async fn against_both(play: impl AsyncFn(&mut Scene)) {
     let play = &play;
     let scenes = Kind::BOTH.into_iter().flat_map(|kind| Protocol::BOTH.map(|protocol| (kind, protocol)));
     let scenes = scenes.map(|(kind, protocol)| async move {
+        let mut scene = Scene::new(kind, protocol).await;
         let played = std::panic::AssertUnwindSafe(async {
-            let mut scene = Scene::new(kind, protocol).await;
             play(&mut scene).await;
             // Where a client has broken a rule, here at the latest.
             scene.double.said();
         });
         if let Err(panic) = played.catch_unwind().await {
-            eprintln!("in a scene with {kind:?} by {protocol:?}");
+            let broken = scene.double.broken_rule().unwrap_or_default();
+            eprintln!("in a scene with {kind:?} by {protocol:?}; {broken}");
             std::panic::resume_unwind(panic);
         }
     });

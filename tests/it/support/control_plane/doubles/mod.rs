@@ -217,6 +217,11 @@ impl Double {
         record.said.clone()
     }
 
+    /// The rule that a client has broken, after which its stream ended.
+    pub fn broken_rule(&self) -> Option<String> {
+        lock(&self.record).broken.clone()
+    }
+
     /// The requests for a type, with the number of the stream.
     pub fn requests(&self, type_url: &str) -> Vec<(usize, Event)> {
         let of_type = |(number, said)| match said {
