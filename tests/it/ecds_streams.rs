@@ -53,6 +53,33 @@ async fn an_envoy_that_comes_back_loses_nothing_and_hears_of_what_was_removed() 
 }
 
 #[tokio::test]
+async fn an_agent_that_starts_again_sends_the_same_bytes_and_fetches_nothing() {
+    against_both(async |scene| {
+        scene.publish("/a");
+        scene.publish("/b");
+        scene.double.set_all(["a", "b"].map(|name| scene.filter(name, name, &format!("/{name}"))));
+        let mut envoy = scene.envoy().await;
+        envoy.subscribe(&["a", "b"]).await;
+        envoy.runs(&[("a", "a"), ("b", "b")]).await;
+        scene.double.set(scene.filter("b", "broken", "/nowhere"));
+        scene.fetched("/nowhere", 1).await;
+        scene.unpublish("/a");
+        scene.unpublish("/b");
+
+        scene.agent.kill();
+        scene.agent.resume(&scene.world).await;
+        envoy.reconnect().await;
+        scene.fetched("/nowhere", 2).await;
+        envoy.nothing_new_within(QUIET).await;
+        assert_eq!((scene.fetches("/a"), scene.fetches("/b")), (1, 1));
+        scene.publish("/fix");
+        scene.double.set(scene.filter("b", "fix", "/fix"));
+        envoy.runs(&[("a", "a"), ("b", "fix")]).await;
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn over_streams_that_end_at_random_nothing_goes_backwards_and_the_newest_arrives() {
     const LAST: u32 = 12;
     against_both(async |scene| {
@@ -107,6 +134,36 @@ async fn a_name_that_is_wanted_again_comes_again() {
         }
         envoy.nothing_new_within(QUIET).await;
         assert_eq!((scene.fetches("/a"), scene.fetches("/b")), (1, 1), "modules come from disk");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn subscriptions_that_cross_responses_are_all_heard() {
+    const NAMES: u32 = 40;
+    against_both(async |scene| {
+        scene.publish("/module");
+        let name = |number: u32| format!("name-{number}");
+        let filter = |number: u32, label: u32| scene.filter(&name(number), &label.to_string(), "/module");
+        scene.double.set_all((0..=NAMES).map(|number| filter(number, 0)));
+        let mut envoy = scene.envoy().await;
+        for number in 0..=NAMES {
+            envoy.subscribe(&[&name(number)]).await;
+            // Soon after, so that it meets the request somewhere on its way.
+            for _ in 0..number * 3 {
+                tokio::task::yield_now().await;
+            }
+            scene.double.set(filter(0, number));
+        }
+        let newest = NAMES.to_string();
+        envoy
+            .until(|envoy| {
+                let all = envoy.held.len() == NAMES as usize + 1;
+                all && envoy.label("name-0") == Some(&newest)
+            })
+            .await;
+        envoy.nothing_new_within(QUIET).await;
+        assert_eq!(scene.fetches("/module"), 1);
     })
     .await;
 }

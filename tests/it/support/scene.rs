@@ -90,7 +90,12 @@ impl Scene {
         self.server.put(path, Reply::ok(fixtures::module(fixture)));
     }
 
-    /// The same, but the module comes only when it is let go.
+    /// Takes a module away.
+    pub fn unpublish(&self, path: &str) {
+        self.server.put(path, Reply::status(404));
+    }
+
+    /// The same as [`Scene::publish`], but the module comes only when it is let go.
     pub fn publish_held(&self, path: &str) -> Arc<Semaphore> {
         let permits = Arc::new(Semaphore::new(0));
         self.server.put(path, Reply::ok(module(path)).fault(Fault::Held(permits.clone())));

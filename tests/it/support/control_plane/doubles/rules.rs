@@ -22,10 +22,13 @@ pub enum Broken {
     Unheard,
 }
 
-/// What was asked for on one stream; `None` before anything was.
+/// What was asked for on one stream.
 #[derive(Debug, Default)]
 pub struct Rules {
+    /// `None` before anything was.
     names: Option<BTreeSet<String>>,
+    /// The last request was a rejection, in which istiod reads no names: they may be said again.
+    rejected: bool,
 }
 
 impl Rules {
@@ -34,6 +37,7 @@ impl Rules {
         if request.type_url != resources::ecds_type() {
             return Ok(());
         }
+        let rejected = std::mem::replace(&mut self.rejected, event.nack().is_some());
         match self.names.replace(event.names.clone()) {
             None if event.names.is_empty() => Err(Broken::NothingNamed),
             None if !request.version_info.is_empty() => {
@@ -42,7 +46,9 @@ impl Rules {
             Some(before) if event.nack().is_some() && before != event.names => {
                 Err(Broken::NamesOfRejection(event.names.clone(), before))
             }
-            Some(before) if event.answer.is_none() && before == event.names => Err(Broken::Unheard),
+            Some(before) if event.answer.is_none() && before == event.names && !rejected => {
+                Err(Broken::Unheard)
+            }
             _ => Ok(()),
         }
     }

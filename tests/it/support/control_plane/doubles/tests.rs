@@ -227,7 +227,14 @@ fn the_rules_hold_a_state_of_the_world_client_to_what_an_agent_promises() {
     let expected = Broken::NamesOfRejection(names(&["a", "b"]), names(&["a"]));
     assert_eq!(last_of_sotw(&[first(), nack]), Err(expected));
     let nack = DiscoveryRequest { error_detail: error, ..sotw_request("", "n1", &["a"]) };
-    assert_eq!(last_of_sotw(&[first(), nack]), Ok(()));
+    assert_eq!(last_of_sotw(&[first(), nack.clone()]), Ok(()));
+    let again = || sotw_request("", "n1", &["a"]);
+    assert_eq!(
+        last_of_sotw(&[first(), nack.clone(), again()]),
+        Ok(()),
+        "istiod reads no names in a rejection"
+    );
+    assert_eq!(last_of_sotw(&[first(), nack, again(), again()]), Err(Broken::Unheard));
 }
 
 #[test]
