@@ -116,7 +116,9 @@ impl Scene {
     }
 }
 
-/// A module that no other path has.
+/// A module that no other path has: with a custom section that is named after it, and empty.
 fn module(path: &str) -> Vec<u8> {
-    fixtures::padded(&fixtures::module("add-header-v1"), path.bytes().map(usize::from).sum())
+    let name = path.as_bytes();
+    let length = u8::try_from(name.len()).expect("a short path");
+    [&fixtures::module("add-header-v1"), &[0, length + 1, length][..], name].concat()
 }

@@ -49,9 +49,7 @@ impl Response {
             chosen.map(|(name, offer)| (name.clone(), (version(offer), offer.resource.clone()))).collect();
         Response { version: offered.version.to_string(), resources: chosen, ..Response::default() }
     }
-}
 
-impl Response {
     pub(super) fn encode(&self, protocol: Protocol) -> Vec<u8> {
         let resources = self.resources.clone().into_iter();
         match protocol {

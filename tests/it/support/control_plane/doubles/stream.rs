@@ -47,7 +47,6 @@ impl Stream {
         mut closings: watch::Receiver<u64>,
     ) {
         self.note(Said::Opened);
-        closings.mark_unchanged();
         let closed = loop {
             let served = tokio::select! {
                 _ = closings.changed() => break true,
