@@ -172,10 +172,16 @@ pub struct Stream {
 impl Stream {
     /// Sends one message; waits while the peer does not read.
     pub async fn send(&mut self, message: impl AsRef<[u8]>) {
+        assert!(self.try_send(message).await, "the stream has ended");
+    }
+
+    /// The same; whether it was taken, which a stream that has ended does not.
+    pub async fn try_send(&mut self, message: impl AsRef<[u8]>) -> bool {
         let message = message.as_ref();
         let mut frame = BytesMut::from(&prefix(message.len().try_into().expect("a message"))[..]);
         frame.extend_from_slice(message);
-        self.send_raw(frame).await;
+        let sender = self.sender.as_ref().expect("a stream that was not finished");
+        soon("room for a message", sender.bytes(frame)).await
     }
 
     /// Sends bytes as they are.

@@ -121,7 +121,8 @@ fn delta() -> DeltaDiscoveryRequest {
     DeltaDiscoveryRequest { type_url: resources::ecds_type(), ..DeltaDiscoveryRequest::default() }
 }
 
-fn read(resource: &Any) -> (String, Filter) {
+/// The name of a resource and what stands in it.
+pub(super) fn read(resource: &Any) -> (String, Filter) {
     let config = TypedExtensionConfig::decode(resource.value.as_slice()).expect("an extension config");
     let filter = config.typed_config.expect("a filter");
     let filter = if filter.type_url == Wasm::type_url() {

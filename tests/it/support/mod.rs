@@ -19,6 +19,8 @@ pub mod process;
 pub mod pulls;
 pub mod registry;
 pub mod resources;
+pub mod scene;
+pub mod scripted;
 pub mod sockets;
 pub mod traffic;
 pub mod world;

@@ -5,8 +5,10 @@
 //! - [`script::Script`] on top of it checks every version and nonce ([`ledger`]).
 //! - [`answer::Answering`] says what no control plane should.
 //! - [`serve::Serving`] is a plain control plane that serves a set of resources to all who come.
+//! - [`doubles::Double`] serves them as one of two real control planes would, quirks included.
 
 pub mod answer;
+pub mod doubles;
 pub mod ledger;
 pub mod script;
 pub mod serve;
