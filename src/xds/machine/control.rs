@@ -33,6 +33,8 @@ pub struct Control {
     /// State of the world: the names in the last request. An answer repeats them; a change of the
     /// subscription is a request of its own.
     names: BTreeSet<String>,
+    /// The nonce that the last change of the names went out with, until a response to it is accepted.
+    changed_with: Option<String>,
     /// The response that has not been answered.
     due: Option<Received>,
     /// What was rejected last, and when it came.
@@ -50,6 +52,7 @@ impl Control {
             version: String::new(),
             nonce: String::new(),
             names: BTreeSet::new(),
+            changed_with: None,
             due: None,
             nacked: None,
             repeat_window,
@@ -65,6 +68,7 @@ impl Control {
         }
         let first = !std::mem::replace(&mut self.started, true);
         self.names.clone_from(all);
+        self.changed_with = Some(self.nonce.clone());
         Some(match self.variant {
             Variant::StateOfTheWorld => ControlRequest {
                 version: self.version.clone(),
@@ -127,27 +131,40 @@ impl Control {
     }
 
     /// The answer that is due.
-    pub fn answer(&mut self) -> Option<ControlRequest> {
-        if !self.started {
-            return None;
-        }
-        let due = self.due.take()?;
+    ///
+    /// In the state of the world a rejection may be followed by the names on their own: a change of
+    /// them that crossed the response was dropped as stale, and some control planes read no names in
+    /// a rejection.
+    pub fn answer(&mut self) -> Vec<ControlRequest> {
+        let Some(due) = self.due.take_if(|_| self.started) else { return Vec::new() };
         match &due.error {
             None => self.version = due.version,
             Some(_) => self.nacked = Some((due.content, due.at)),
         }
-        Some(match self.variant {
-            Variant::StateOfTheWorld => ControlRequest {
-                version: self.version.clone(),
-                nonce: due.nonce,
-                names: self.names.iter().cloned().collect(),
-                error: due.error,
-                ..ControlRequest::default()
-            },
-            Variant::Delta => {
-                ControlRequest { nonce: due.nonce, error: due.error, ..ControlRequest::default() }
+        let (nonce, error) = (due.nonce, due.error);
+        if self.variant == Variant::Delta {
+            return vec![ControlRequest { nonce, error, ..ControlRequest::default() }];
+        }
+        let crossed = self.changed_with.as_ref().is_some_and(|with| *with != nonce);
+        let rejected = error.is_some();
+        let answer = ControlRequest {
+            version: self.version.clone(),
+            names: self.names.iter().cloned().collect(),
+            nonce,
+            error,
+            ..ControlRequest::default()
+        };
+        match (rejected, crossed) {
+            (true, true) => {
+                self.changed_with = Some(answer.nonce.clone());
+                vec![answer.clone(), ControlRequest { error: None, ..answer }]
             }
-        })
+            (true, false) => vec![answer],
+            (false, _) => {
+                self.changed_with = None;
+                vec![answer]
+            }
+        }
     }
 }
 

@@ -407,8 +407,8 @@ impl Machine {
 
     /// Answers the control plane's last response, unless that has been done.
     fn answer(&mut self) {
-        let request = self.control.answer();
-        self.actions.extend(request.map(Action::Request));
+        let requests = self.control.answer();
+        self.actions.extend(requests.into_iter().map(Action::Request));
     }
 
     /// Sends Envoy what is new for it. One response at a time: what becomes ready meanwhile goes
