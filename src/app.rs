@@ -24,6 +24,7 @@ use crate::wasm;
 use crate::xds::budget::Budget;
 use crate::xds::listener;
 use crate::xds::machine::Settings;
+use crate::xds::memories::Memories;
 use crate::xds::session::{RelaySettings, Shared};
 use crate::xds::state::States;
 
@@ -174,6 +175,7 @@ impl App {
             clock: clock.clone(),
             metrics,
             states,
+            memories: Memories::load(store, clock.clone()),
             shutdown: CancellationToken::new(),
         });
         Ok(Self { config, shared, relay, clock, listeners, admin, shown, readiness, folder, tracker })
@@ -215,6 +217,12 @@ impl App {
                 }
             });
         }
+        let memories = self.shared.memories.clone();
+        self.tracker.spawn(memories.keep(
+            self.shared.resolver.clone(),
+            self.shared.settings.clone(),
+            self.shared.shutdown.clone(),
+        ));
         self.readiness.ready();
         tracing::info!(version = env!("CARGO_PKG_VERSION"), "ready");
         let mut stop = std::pin::pin!(stop);

@@ -77,7 +77,7 @@ impl Store {
             Err(_) => None,
         };
         let Some(record) = record else {
-            self.0.dropped_records.fetch_add(1, Ordering::Relaxed);
+            self.drop_record();
             return Ok(None);
         };
         let stored = self.view(audience, &record.payload)?;
@@ -98,6 +98,10 @@ impl Store {
         let place = Way::record(&key.hash).make(self.root())?;
         file.rename(&place.folder, &key.file_name())?;
         sync_together(&[&place.folder, &place.parent])
+    }
+
+    pub(super) fn drop_record(&self) {
+        self.0.dropped_records.fetch_add(1, Ordering::Relaxed);
     }
 
     /// How many records could not be read, or were not what they were looked up for, since the

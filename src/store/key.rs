@@ -22,6 +22,7 @@ pub(super) enum Purpose {
     Credential,
     Source,
     Entry,
+    Note,
 }
 
 pub(super) struct Key(Zeroizing<[u8; BYTES]>);
@@ -70,6 +71,7 @@ impl Key {
             Purpose::Credential => b"wasmferry v1 credential\0",
             Purpose::Source => b"wasmferry v1 source\0",
             Purpose::Entry => b"wasmferry v1 entry\0",
+            Purpose::Note => b"wasmferry v1 note\0",
         });
         for part in parts {
             mac.update(&(part.len() as u64).to_be_bytes());

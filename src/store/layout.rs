@@ -53,6 +53,11 @@ impl Way {
         Self::index().to(first_byte(key), OWNER_ONLY)
     }
 
+    /// What is written down for the next start.
+    pub(super) fn notes() -> Self {
+        Self::content().to("notes", OWNER_ONLY)
+    }
+
     /// The views of what anybody may have.
     pub(super) fn public() -> Self {
         Self::version().to("public", PASSAGE)

@@ -9,6 +9,7 @@
 //!       blobs/HH/HEX        0444 each payload once; HEX its SHA-256, HH the first two digits
 //!       index/HH/HEX.json   0600 one record; HEX a keyed hash of who asks and for what
 //!       ingest/PID-RANDOM        what is being written, locked by its writer
+//!       notes/HEX.json      0600 what the agent wrote down for its next start
 //!       key                 0600 32 random bytes
 //!     public/HH/HEX.wasm    0444 view for everybody: a hard link into blobs
 //!     private/TAG/HEX.wasm  0444 view for one credential; TAG a keyed hash of it
@@ -33,6 +34,7 @@ mod index;
 mod ingest;
 mod key;
 mod layout;
+mod notes;
 mod observer;
 mod temporary;
 #[cfg(test)]
@@ -47,6 +49,7 @@ use std::time::SystemTime;
 pub use self::error::{Operation, StoreError};
 pub use self::follow::Following;
 pub use self::ingest::{Finished, Ingest};
+pub use self::notes::NOTE_LIMIT;
 
 use self::fs::{Folder, sync_together};
 use self::key::{Key, Purpose};

@@ -6,6 +6,7 @@ pub(super) mod faults;
 mod index;
 mod ingest;
 mod links;
+mod notes;
 mod open;
 mod others;
 

@@ -5,6 +5,7 @@
 //! - [`session`]: one stream of one Envoy and its stream upstream; a single task that reads both.
 //! - [`intercept`] and [`machine`]: the intercepted type, from bytes to events and back.
 //! - [`frame`], [`outbox`], [`budget`]: gRPC messages in, out, and their memory.
+//! - [`memories`]: what outlives the streams of a node.
 //! - [`state`]: what the streams are doing, for the admin page.
 
 pub mod budget;
@@ -12,6 +13,7 @@ pub mod frame;
 pub mod intercept;
 pub mod listener;
 pub mod machine;
+pub mod memories;
 pub mod outbox;
 pub mod session;
 pub mod state;

@@ -145,7 +145,8 @@ impl Control {
         if self.variant == Variant::Delta {
             return vec![ControlRequest { nonce, error, ..ControlRequest::default() }];
         }
-        let crossed = self.changed_with.as_ref().is_some_and(|with| *with != nonce);
+        // Without a nonce, as on a new stream, a request is never stale.
+        let crossed = self.changed_with.as_ref().is_some_and(|with| !with.is_empty() && *with != nonce);
         let rejected = error.is_some();
         let answer = ControlRequest {
             version: self.version.clone(),

@@ -7,6 +7,7 @@ use bytes::Bytes;
 
 use super::slot::{Hash, Offer, hash};
 use crate::module::ModuleRequest;
+use crate::resolve::ResolveError;
 
 /// What Envoy says about one intercepted type.
 #[derive(Debug, Clone, Default)]
@@ -68,6 +69,18 @@ pub struct Failure {
     /// Trying again soon is no use.
     pub permanent: bool,
     pub retry_after: Option<Duration>,
+}
+
+impl Failure {
+    /// What went wrong with a fetch.
+    pub fn of(error: &ResolveError) -> Self {
+        Self {
+            message: error.to_string(),
+            label: error.label(),
+            permanent: error.is_permanent(),
+            retry_after: error.retry_after(),
+        }
+    }
 }
 
 /// What is to be done.

@@ -6,9 +6,11 @@
 //! of one resource, [`envoy`] the protocol towards Envoy, [`control`] the one towards the control
 //! plane; this file is what happens between them.
 
+pub mod backoff;
 pub mod control;
 pub mod envoy;
 pub mod events;
+pub mod memory;
 pub mod slot;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,9 +25,11 @@ pub use self::events::{
     Action, ControlRequest, ControlResponse, EnvoyRequest, EnvoyResponse, Failure, Names, Note, Serving,
 };
 
+use self::backoff::Backoff;
 use self::control::{Control, Received};
 use self::envoy::{Envoy, Verdict};
-use self::slot::{Fetching, Offer, Slot};
+use self::memory::{Memory, Wanted};
+use self::slot::{Fetching, Hash, Offer, Slot};
 
 /// What can be set.
 #[derive(Debug, Clone)]
@@ -83,7 +87,10 @@ pub struct Machine {
     resuming: Option<Instant>,
     /// How often in a row Envoy has missed something.
     missed: usize,
-    jitter: Jitter,
+    backoff: Backoff,
+    memory: Memory,
+    /// Rejections of the node that this stream knows of.
+    rejections: u64,
     actions: Vec<Action>,
 }
 
@@ -98,10 +105,24 @@ impl Machine {
             generations: 0,
             resuming: None,
             missed: 0,
-            jitter: Jitter(seed | 1),
+            backoff: Backoff::new(seed),
+            memory: Memory::default(),
+            rejections: 0,
             actions: Vec::new(),
             settings,
         }
+    }
+
+    /// Uses and keeps what is known of Envoy's node. To be called before anything else, or not at all.
+    pub fn remember_in(&mut self, memory: Memory) {
+        self.discoveries = std::mem::take(&mut memory.lock().discoveries);
+        self.rejections = memory.lock().rejections();
+        self.memory = memory;
+    }
+
+    /// The stream has ended: leaves what the node's next one may need.
+    pub fn leave(&mut self) {
+        self.memory.lock().discoveries = std::mem::take(&mut self.discoveries);
     }
 
     /// What is to be done, in order. Ask after each event or batch of events.
@@ -120,7 +141,7 @@ impl Machine {
         }
         let change = self.envoy.subscribe(&request, !matches!(verdict, Verdict::None));
         for name in &change.dropped {
-            self.slots.remove(name);
+            self.forget(name);
         }
         if change.first && request.resumes {
             self.resuming = Some(now + self.settings.hold);
@@ -129,7 +150,11 @@ impl Machine {
             self.slots.retain(|name, _| self.envoy.wants(name));
         }
         for name in &change.held {
-            self.slots.entry(name.clone()).or_default().envoy_holds = true;
+            // In the state of the world Envoy may hold any of them, but for what was never sent.
+            let never_sent = || self.memory.lock().get(name).is_some_and(|remembered| !remembered.delivered);
+            if self.envoy.variant() == Variant::Delta || !never_sent() {
+                self.slots.entry(name.clone()).or_default().envoy_holds = true;
+            }
         }
         if change.is_change() {
             // A control plane may drop a subscription that overtakes an answer it waits for.
@@ -174,7 +199,7 @@ impl Machine {
                 malformed.push((name, "the response that brings it also removes it".to_owned()));
                 continue;
             }
-            self.slots.remove(&name);
+            self.forget(&name);
             self.envoy.remove(name);
         }
         let mut error = None;
@@ -213,6 +238,9 @@ impl Machine {
             return;
         }
         slot.fetching = Fetching::Idle;
+        if result.is_ok() {
+            self.memory.lock().arrived(name);
+        }
         match result {
             Ok(path) => match slot.arrived(path) {
                 Ok(recovered) => {
@@ -289,6 +317,7 @@ impl Machine {
                 let (name, generation) = (name.clone(), slot.generation);
                 self.actions.push(Action::Fetch { name, generation, request: Box::new(request) });
             }
+            slot.serve_last_good_if_due(now);
             if slot.fall_back_if_due(now) {
                 self.actions.push(Action::Note(Note::FallbackSent { name: name.clone() }));
             }
@@ -326,14 +355,34 @@ impl Machine {
         }
         self.generations += 1;
         self.envoy.offered(&name);
+        let (first, doubted) = (slot.offer.is_none(), slot.rejections());
         slot.take(offer, self.generations, now, self.settings.hold);
+        {
+            let mut memory = self.memory.lock();
+            let remembered = memory.entry(&name);
+            if first {
+                slot.recall(remembered, now, self.settings.hold);
+            } else {
+                // What gets a second chance here does so everywhere.
+                let pardoned = |hash: &Hash| doubted.contains(hash) && !slot.rejections().contains(hash);
+                remembered.rejected.retain(|rejected| !pardoned(rejected));
+            }
+            if !matches!(slot.fetching, Fetching::Waiting(_)) {
+                remembered.wanted = None;
+            }
+        }
         let Some(offer) = &slot.offer else { return false };
         let failure = match &offer.plan {
             Plan::Untouched | Plan::Stripped(_) => return slot.deliver_as_is(),
+            // It has failed on an earlier stream, and its time has not come.
+            Plan::Remote(_) if matches!(slot.fetching, Fetching::Waiting(_)) => return false,
             Plan::Remote(remote) => match &remote.request {
                 Ok(request) => {
                     slot.fetching = Fetching::Running;
-                    let request = Box::new(request.clone());
+                    let (source, request) = (offer.source, request.clone());
+                    let wanted = Wanted { source, request: request.clone(), failing: None, next: now };
+                    self.memory.lock().entry(&name).wanted = Some(wanted);
+                    let request = Box::new(request);
                     self.actions.push(Action::Fetch { name, generation: self.generations, request });
                     return false;
                 }
@@ -349,15 +398,22 @@ impl Machine {
         false
     }
 
+    /// The name is no longer wanted.
+    fn forget(&mut self, name: &str) {
+        self.slots.remove(name);
+        self.memory.lock().forget(name);
+    }
+
     fn failed(&mut self, name: &str, failure: Failure, now: Instant) {
         let Some(slot) = self.slots.get_mut(name) else { return };
-        let attempts = slot.failing.as_ref().map_or(0, |failing| failing.attempts);
-        let doubled = self.settings.retry_first.saturating_mul(1 << attempts.min(16));
-        let cap = self.settings.retry_cap;
-        let pause = self.jitter.spread(if failure.permanent { cap } else { doubled.min(cap) });
-        let pause = pause.max(failure.retry_after.unwrap_or_default());
+        let earlier = slot.failing.as_ref().map_or(0, |failing| failing.attempts);
+        let pause = self.backoff.pause(&self.settings, earlier, &failure);
         let retry_in = slot.fails(failure.clone(), pause, now);
         self.control.fetch_failed(name, &failure.message);
+        if let Some(wanted) = &mut self.memory.lock().entry(name).wanted {
+            wanted.failing.clone_from(&slot.failing);
+            wanted.next = now + pause;
+        }
         let serving = slot.serving();
         let name = name.to_owned();
         self.actions.push(Action::Note(Note::FetchFailed { name, failure, retry_in, serving }));
@@ -368,6 +424,8 @@ impl Machine {
         for (name, hash) in &sent.carried {
             if let Some(slot) = self.slots.get_mut(name) {
                 slot.accepted(*hash);
+                let good = slot.last_good_for(*hash);
+                self.memory.lock().accepted(name, *hash, good);
             }
         }
     }
@@ -389,7 +447,10 @@ impl Machine {
         for (name, hash) in &sent.changed {
             // Also where it was unsubscribed from and is wanted again: Envoy remembers.
             if self.envoy.wants(name) {
-                self.slots.entry(name.clone()).or_default().rejected(*hash, alone);
+                let is_fallback = self.slots.entry(name.clone()).or_default().rejected(*hash, alone);
+                if alone {
+                    self.memory.lock().rejected(name, *hash, is_fallback);
+                }
             }
             if alone {
                 self.control.rejected(name);
@@ -411,6 +472,19 @@ impl Machine {
         self.actions.extend(requests.into_iter().map(Action::Request));
     }
 
+    /// What Envoy rejected on one stream is not sent on another of its node's.
+    fn learn_rejections(&mut self) {
+        let memory = self.memory.lock();
+        if self.rejections == memory.rejections() {
+            return;
+        }
+        self.rejections = memory.rejections();
+        for (name, slot) in &mut self.slots {
+            let rejected = memory.get(name).map(|remembered| remembered.rejected.as_slice());
+            slot.learn_rejections(rejected.unwrap_or_default());
+        }
+    }
+
     /// Sends Envoy what is new for it. One response at a time: what becomes ready meanwhile goes
     /// together in the next, so nothing queues up behind an Envoy that is slow to answer.
     fn flush(&mut self, _now: Instant) {
@@ -420,24 +494,13 @@ impl Machine {
         if self.resuming.is_some() && self.slots.values().any(Slot::is_on_its_way) {
             return;
         }
+        self.learn_rejections();
         if let Some(response) = self.envoy.respond(&mut self.slots) {
+            for name in self.envoy.outstanding().into_iter().flat_map(|sent| &sent.changed) {
+                self.memory.lock().entry(&name.0).delivered = true;
+            }
             self.actions.push(Action::Respond(response));
         }
-    }
-}
-
-/// A small generator for spreading retries: quality does not matter, being without state outside
-/// the machine does.
-struct Jitter(u64);
-
-impl Jitter {
-    /// Between half of `pause` and all of it.
-    fn spread(&mut self, pause: Duration) -> Duration {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        let share = 50 + u32::try_from(self.0 % 51).unwrap_or(0);
-        pause * share / 100
     }
 }
 

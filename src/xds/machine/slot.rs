@@ -1,12 +1,13 @@
 //! What is known of one resource: what the control plane wants, what Envoy has, and what stands
 //! between the two.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 
+use super::memory::{LastGood, Remembered};
 use super::{Failure, Serving};
 use crate::module::ModuleRequest;
 use crate::protobuf::messages::RESOURCE_TTL;
@@ -73,12 +74,20 @@ pub struct Candidate {
     pub body: Bytes,
     pub wrapper: Wrapper,
     pub fallback: bool,
+    /// 0 for what an earlier stream left.
     generation: u64,
+    /// The module's file, where it names one.
+    path: Option<PathBuf>,
 }
 
 impl Candidate {
     fn new(body: Bytes, wrapper: Wrapper, fallback: bool, generation: u64) -> Self {
-        Self { hash: hash(&[&body, wrapper.rest()]), body, wrapper, fallback, generation }
+        Self { hash: hash(&[&body, wrapper.rest()]), body, wrapper, fallback, generation, path: None }
+    }
+
+    fn at(mut self, path: &Path) -> Self {
+        self.path = Some(path.to_owned());
+        self
     }
 }
 
@@ -141,6 +150,10 @@ pub struct Slot {
     pub failing: Option<Failing>,
     /// Envoy said on connecting that it holds this resource, or may hold it, so it gets no fallback.
     pub envoy_holds: bool,
+    /// What worked on an earlier stream.
+    last_good: Option<Candidate>,
+    /// When that is due, while there is nothing better.
+    last_good_at: Option<Instant>,
     /// When the fallback is due, while there is nothing better.
     fall_back_at: Option<Instant>,
     /// A fetch that fails before this time is not yet a reason to fall back.
@@ -197,6 +210,50 @@ impl Slot {
         self.hold_until = Some(now + hold);
     }
 
+    /// Takes over what the node's earlier streams left. To be called when the first offer has been taken.
+    pub fn recall(&mut self, remembered: &Remembered, now: Instant, hold: Duration) {
+        let Some(offer) = &self.offer else { return };
+        let candidate = |good: &LastGood| {
+            Candidate::new(good.body.clone(), offer.wrapper.clone(), false, 0).at(&good.path)
+        };
+        self.last_good = remembered.last_good.as_ref().map(candidate);
+        self.fallback_rejected |= remembered.fallback_rejected;
+        let wanted = remembered.wanted.as_ref().filter(|wanted| wanted.source == offer.source);
+        if let Some((wanted, failing)) = wanted.and_then(|wanted| Some((wanted, wanted.failing.clone()?))) {
+            self.fetching = Fetching::Waiting(wanted.next);
+            self.fall_back_at = Some((failing.since + hold).max(now));
+            self.failing = Some(failing);
+        }
+        // A failure says that there is nothing to wait for; otherwise what is newer may come at once.
+        let wait = if self.failing.is_some() { Duration::ZERO } else { hold };
+        self.last_good_at = self.last_good.as_ref().map(|_| now + wait);
+        self.learn_rejections(&remembered.rejected);
+    }
+
+    /// What Envoy rejected on another stream. What it has accepted on this one stays.
+    pub fn learn_rejections(&mut self, rejected: &[Hash]) {
+        let accepted = self.accepted.as_ref().map(|accepted| accepted.hash);
+        for hash in rejected.iter().filter(|hash| Some(**hash) != accepted) {
+            self.last_good.take_if(|good| good.hash == *hash);
+            match self.doubts.iter_mut().find(|(doubted, _)| doubted == hash) {
+                Some((_, doubt)) => *doubt = Doubt::Rejected,
+                None => self.doubts.push((*hash, Doubt::Rejected)),
+            }
+        }
+    }
+
+    /// What Envoy is known to reject.
+    pub fn rejections(&self) -> Vec<Hash> {
+        let rejected = self.doubts.iter().filter(|(_, doubt)| *doubt == Doubt::Rejected);
+        rejected.map(|(hash, _)| *hash).collect()
+    }
+
+    /// What is to be remembered once Envoy has accepted this.
+    pub fn last_good_for(&self, hash: Hash) -> Option<LastGood> {
+        let accepted = self.accepted.as_ref().filter(|accepted| accepted.hash == hash)?;
+        Some(LastGood { body: accepted.body.clone(), path: accepted.path.clone()? })
+    }
+
     /// Makes the resource, or what is left of it without our keys, the candidate; whether that is
     /// news for Envoy.
     pub fn deliver_as_is(&mut self) -> bool {
@@ -206,7 +263,7 @@ impl Slot {
             _ => return false,
         };
         self.candidate = Some(Candidate::new(body, offer.wrapper.clone(), false, self.generation));
-        self.fall_back_at = None;
+        (self.fall_back_at, self.last_good_at) = (None, None);
         self.awaits_verdict()
     }
 
@@ -219,8 +276,8 @@ impl Slot {
             permanent: true,
             retry_after: None,
         })?;
-        self.candidate = Some(Candidate::new(body, wrapper.clone(), false, self.generation));
-        self.fall_back_at = None;
+        self.candidate = Some(Candidate::new(body, wrapper.clone(), false, self.generation).at(path));
+        (self.fall_back_at, self.last_good_at) = (None, None);
         Ok(self.failing.take().is_some())
     }
 
@@ -237,6 +294,7 @@ impl Slot {
         let failing = self.failing.get_or_insert(Failing { since: now, attempts: 0, last: failure.clone() });
         failing.attempts = failing.attempts.saturating_add(1);
         failing.last = failure;
+        self.last_good_at = self.last_good_at.map(|_| now);
         match &mut self.candidate {
             None => {
                 let due = self.fall_back_at.into_iter().chain(self.hold_until).min();
@@ -258,7 +316,7 @@ impl Slot {
             Fetching::Waiting(at) => Some(at),
             Fetching::Idle | Fetching::Running => None,
         };
-        retry.into_iter().chain(self.fall_back_at).min()
+        retry.into_iter().chain(self.fall_back_at).chain(self.last_good_at).min()
     }
 
     /// The request to try again with, once its time has come.
@@ -268,6 +326,16 @@ impl Slot {
         let request = remote.request.as_ref().ok().filter(|_| at <= now)?;
         self.fetching = Fetching::Running;
         Some(request.clone())
+    }
+
+    /// Makes what worked on an earlier stream the candidate once that is due.
+    pub fn serve_last_good_if_due(&mut self, now: Instant) {
+        if self.last_good_at.is_some_and(|at| at <= now) {
+            self.last_good_at = None;
+            if let Some(good) = self.last_good.clone().filter(|_| self.candidate.is_none()) {
+                (self.candidate, self.fall_back_at) = (Some(good), None);
+            }
+        }
     }
 
     /// Makes the failure policy's filter the candidate once that is due; whether it did.
@@ -298,7 +366,11 @@ impl Slot {
     /// the fallback does. A fallback never takes the place of what works.
     fn stand_in(&self) -> Option<Candidate> {
         let works = self.accepted.as_ref().filter(|accepted| !accepted.fallback);
-        works.cloned().or_else(|| self.fallback()).or_else(|| self.accepted.clone())
+        works
+            .or(self.last_good.as_ref())
+            .cloned()
+            .or_else(|| self.fallback())
+            .or_else(|| self.accepted.clone())
     }
 
     /// What Envoy is to have now: what it ought to have, or what stands in for that.
@@ -394,17 +466,21 @@ impl Slot {
         self.judged = false;
     }
 
-    /// Envoy rejected a response in which this was new, `alone` or among others.
-    pub fn rejected(&mut self, hash: Hash, alone: bool) {
+    /// Envoy rejected a response in which this was new, `alone` or among others; whether it was a
+    /// fallback.
+    pub fn rejected(&mut self, hash: Hash, alone: bool) -> bool {
         let sent = self.sent.take_if(|sent| sent.hash == hash);
-        self.fallback_rejected |= alone && sent.is_some_and(|sent| sent.fallback);
+        let is_fallback = sent.is_some_and(|sent| sent.fallback);
+        self.fallback_rejected |= alone && is_fallback;
         self.judged = false;
         self.attempted = Some(hash);
         self.doubts.retain(|(doubted, _)| *doubted != hash);
         // What Envoy takes no longer still runs, and is not to be replaced by a fallback. What it
         // may never have read does not.
         self.accepted.take_if(|accepted| alone && self.accepted_unread && accepted.hash == hash);
+        self.last_good.take_if(|good| alone && good.hash == hash);
         self.doubts.push((hash, if alone { Doubt::Rejected } else { Doubt::Suspect }));
+        is_fallback
     }
 
     /// What Envoy runs, as far as it has been told.

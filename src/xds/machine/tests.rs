@@ -4,6 +4,7 @@ mod answers;
 mod fallbacks;
 mod model;
 mod resume;
+mod streams;
 
 use std::path::Path;
 

@@ -22,6 +22,7 @@ use super::budget::Budget;
 use super::frame::{Incoming, Message, Messages, STALL_LIMIT};
 use super::intercept::{self, INTERCEPTED};
 use super::machine::{Action, Failure, Machine, Settings, Variant};
+use super::memories::{Member, Memories};
 use super::outbox::{Outbox, OutboxBody, outbox};
 use super::state::{Entry, States};
 use crate::clock::Clock;
@@ -55,6 +56,7 @@ pub struct Shared {
     pub clock: Clock,
     pub metrics: Metrics,
     pub states: States,
+    pub memories: Memories,
     /// Cancelled when the agent drains.
     pub shutdown: CancellationToken,
 }
@@ -83,6 +85,8 @@ struct Session {
     node: Option<Bytes>,
     node_sent: bool,
     node_id: String,
+    /// The stream's part in what is remembered of the node.
+    member: Option<Member>,
 }
 
 /// Which call a stream is.
@@ -121,6 +125,7 @@ pub fn start(
         node: None,
         node_sent: false,
         node_id: String::new(),
+        member: None,
     };
     (envoy_body, session.run(from_envoy, control))
 }
@@ -139,8 +144,9 @@ impl Session {
         tracing::info!(
             listener = &*self.listener, node = self.node_id, reason = %end, "stream ended"
         );
-        let Self { to_envoy, shared, entry, .. } = self;
-        drop(entry);
+        self.machine.leave();
+        let Self { to_envoy, shared, entry, member, .. } = self;
+        drop((entry, member));
         match end {
             // What is queued may be what the peer does not read.
             End::EnvoyStalled(_) | End::FromEnvoy(_) => to_envoy.abort(Some(end.trailers())),
@@ -227,6 +233,13 @@ impl Session {
             && let Some(node) = intercept::node(self.variant, &message.bytes)
         {
             self.node_id = shown(messages::node_id(node).unwrap_or_default());
+            if let Ok(id) = messages::node_id(node)
+                && !id.is_empty()
+            {
+                let member = self.shared.memories.join(&self.listener, id);
+                self.machine.remember_in(member.memory.clone());
+                self.member = Some(member);
+            }
             self.node = Some(Bytes::copy_from_slice(node));
             tracing::info!(listener = &*self.listener, node = self.node_id, "stream opened");
             self.publish();
@@ -294,13 +307,7 @@ impl Session {
         match outcome {
             Ok(module) => self.machine.fetched(&name, generation, Ok(module.path()), now),
             Err(error) => {
-                let failure = Failure {
-                    message: error.to_string(),
-                    label: error.label(),
-                    permanent: error.is_permanent(),
-                    retry_after: error.retry_after(),
-                };
-                self.machine.fetched(&name, generation, Err(failure), now);
+                self.machine.fetched(&name, generation, Err(Failure::of(&error)), now);
             }
         }
     }
@@ -308,6 +315,7 @@ impl Session {
     /// Does what the machine wants.
     fn act(&mut self, control: &mut Control) -> Result<(), End> {
         let actions = self.machine.actions(self.shared.clock.now());
+        self.member.iter().for_each(Member::save);
         if actions.is_empty() {
             return Ok(());
         }

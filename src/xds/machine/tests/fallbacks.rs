@@ -4,7 +4,7 @@
 use super::*;
 
 /// A listener whose HTTP filter waits for `name`, in a response of LDS.
-fn listener(variant: Variant, name: &str, types: &[&str], default: bool) -> Vec<u8> {
+pub(super) fn listener(variant: Variant, name: &str, types: &[&str], default: bool) -> Vec<u8> {
     let mut listener = Vec::new();
     wire::put_string(&mut listener, 1, "l");
     wire::put_message(&mut listener, 3, |chain| {

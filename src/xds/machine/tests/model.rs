@@ -163,6 +163,8 @@ struct ControlPlane {
     /// Requests that it has read, and the names in the last one.
     read: usize,
     last_names: Vec<String>,
+    /// What was rejected by the last one.
+    nacked: Option<u64>,
 }
 
 struct World {
@@ -263,7 +265,11 @@ impl World {
             Variant::StateOfTheWorld => {
                 let is_change = request.names != control.last_names;
                 control.last_names.clone_from(&request.names);
+                let said_again = nonce.is_some() && control.nacked.take() == nonce;
+                control.nacked = nonce.filter(|_| request.error.is_some());
                 match nonce {
+                    // After a rejection, in which some read no names.
+                    Some(_) if said_again && request.error.is_none() => {}
                     Some(number) if !is_change => answers(number),
                     _ => assert!(is_change, "a request says something"),
                 }

@@ -1,0 +1,157 @@
+//! What outlives a stream: of each name that a node asked for, what worked, what Envoy rejected, and
+//! what is wanted and could not be had. Streams of one node on one listener share it.
+//!
+//! Nothing here is offered by itself: it is used for a name that the control plane offers on the stream.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use bytes::Bytes;
+
+use super::slot::{Failing, Hash};
+use crate::discovery::Discoveries;
+use crate::module::ModuleRequest;
+
+/// Rejected configs that are remembered of one name: the latest.
+const MAX_REJECTED: usize = 16;
+
+/// The memory of one node. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub struct Memory(Arc<Mutex<Node>>);
+
+/// What is remembered of a node.
+#[derive(Debug, Default)]
+pub struct Node {
+    names: BTreeMap<String, Remembered>,
+    /// What its last stream knew of its listeners and clusters, which in Delta are not sent again.
+    pub discoveries: Discoveries,
+    /// Counts rejections, so that other streams of the node learn of them.
+    rejections: u64,
+    /// Whether a last good config is other than it was when this was last asked.
+    changed: bool,
+}
+
+/// What is remembered of one resource.
+#[derive(Debug, Clone, Default)]
+pub struct Remembered {
+    /// Something was sent under this name.
+    pub delivered: bool,
+    pub last_good: Option<LastGood>,
+    /// What Envoy rejected when it came alone, oldest first.
+    pub rejected: Vec<Hash>,
+    pub fallback_rejected: bool,
+    /// The module that is wanted, while it is not there.
+    pub wanted: Option<Wanted>,
+}
+
+/// A config with local code that Envoy accepted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LastGood {
+    /// TypedExtensionConfig.
+    pub body: Bytes,
+    /// The module's file, which it names.
+    pub path: PathBuf,
+}
+
+/// A module that is wanted and not there.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    /// The offer that names it.
+    pub source: Hash,
+    pub request: ModuleRequest,
+    /// None while the first fetch is under way.
+    pub failing: Option<Failing>,
+    /// When it is tried again.
+    pub next: Instant,
+}
+
+impl Memory {
+    pub fn lock(&self) -> MutexGuard<'_, Node> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Node {
+    pub fn get(&self, name: &str) -> Option<&Remembered> {
+        self.names.get(name)
+    }
+
+    /// What is remembered of this name, from now on.
+    pub fn entry(&mut self, name: &str) -> &mut Remembered {
+        if !self.names.contains_key(name) {
+            self.names.insert(name.to_owned(), Remembered::default());
+        }
+        self.names.entry(name.to_owned()).or_default()
+    }
+
+    /// The node no longer wants this name, or the control plane has removed it.
+    pub fn forget(&mut self, name: &str) {
+        let gone = self.names.remove(name);
+        self.changed |= gone.is_some_and(|remembered| remembered.last_good.is_some());
+    }
+
+    /// Envoy accepted this.
+    pub fn accepted(&mut self, name: &str, hash: Hash, good: Option<LastGood>) {
+        let remembered = self.entry(name);
+        remembered.rejected.retain(|rejected| *rejected != hash);
+        if good.is_some() && remembered.last_good != good {
+            remembered.last_good = good;
+            self.changed = true;
+        }
+    }
+
+    /// Envoy rejected this, which came alone.
+    pub fn rejected(&mut self, name: &str, hash: Hash, is_fallback: bool) {
+        let remembered = self.entry(name);
+        remembered.fallback_rejected |= is_fallback;
+        remembered.rejected.retain(|rejected| *rejected != hash);
+        if remembered.rejected.len() == MAX_REJECTED {
+            remembered.rejected.remove(0);
+        }
+        remembered.rejected.push(hash);
+        self.rejections += 1;
+    }
+
+    /// How many rejections there have been.
+    pub fn rejections(&self) -> u64 {
+        self.rejections
+    }
+
+    /// Whether what is worth keeping on disk has changed since this was last asked.
+    pub fn take_changed(&mut self) -> bool {
+        std::mem::take(&mut self.changed)
+    }
+
+    /// The last good configs, by name.
+    pub fn last_good(&self) -> impl Iterator<Item = (&str, &LastGood)> {
+        self.names.iter().filter_map(|(name, remembered)| Some((&**name, remembered.last_good.as_ref()?)))
+    }
+
+    /// Takes over what an earlier process kept.
+    pub fn restore(&mut self, last_good: impl IntoIterator<Item = (String, LastGood)>) {
+        for (name, good) in last_good {
+            let remembered = self.entry(&name);
+            remembered.delivered = true;
+            remembered.last_good.get_or_insert(good);
+        }
+    }
+
+    /// What is wanted and not there, by name.
+    pub fn wanted(&mut self) -> impl Iterator<Item = (&str, &mut Wanted)> {
+        self.names.iter_mut().filter_map(|(name, remembered)| Some((&**name, remembered.wanted.as_mut()?)))
+    }
+
+    /// No longer wants what is there now.
+    pub fn arrived(&mut self, name: &str) {
+        if let Some(remembered) = self.names.get_mut(name) {
+            remembered.wanted = None;
+        }
+    }
+
+    /// The names of which something is remembered.
+    pub fn names(&self) -> BTreeSet<String> {
+        self.names.keys().cloned().collect()
+    }
+}

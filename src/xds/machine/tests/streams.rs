@@ -1,0 +1,185 @@
+//! What one stream leaves to the next of its node.
+
+use super::*;
+
+impl Bench {
+    /// The next stream of the same node, on which Envoy asks for these names. In the state of the world
+    /// it has a version from before; in Delta it says which of them it holds.
+    fn next_stream(&mut self, memory: &Memory, names: &[&str], held: &[&str]) {
+        self.machine.leave();
+        self.machine = Machine::new(self.variant, Settings::default(), 11);
+        self.machine.remember_in(memory.clone());
+        let set = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<_>>();
+        (self.names, self.answered) = (set(names), String::new());
+        self.responses.clear();
+        let names = match self.variant {
+            Variant::StateOfTheWorld => Names::All(set(names)),
+            Variant::Delta => {
+                Names::Change { subscribe: set(names), unsubscribe: BTreeSet::new(), held: set(held) }
+            }
+        };
+        let resumes = self.variant == Variant::StateOfTheWorld && !held.is_empty();
+        self.machine.on_envoy(EnvoyRequest { names, resumes, ..EnvoyRequest::default() }, self.now);
+        self.act();
+    }
+
+    fn remembering(variant: Variant, memory: &Memory) -> Self {
+        let mut bench = Self::new(variant, &[]);
+        bench.machine = Machine::new(variant, Settings::default(), 7);
+        bench.machine.remember_in(memory.clone());
+        bench.subscribe(&["a"], &[]);
+        bench
+    }
+
+    /// Envoy accepts the filter of this version.
+    fn runs(&mut self, version: &str) {
+        self.control(&[filter("a", &format!("oci://r.io/a:{version}"), false)], &[]);
+        self.arrives(self.fetches.len() - 1, &format!("/store/{version}.wasm"));
+        self.ack();
+    }
+}
+
+#[test]
+fn an_update_that_fails_on_the_next_stream_leaves_what_worked_before() {
+    for variant in BOTH {
+        let memory = Memory::default();
+        let mut bench = Bench::remembering(variant, &memory);
+        bench.runs("1");
+        // An Envoy of the same node that holds nothing.
+        bench.next_stream(&memory, &["a"], &[]);
+        bench.control(&[filter("a", "oci://r.io/a:2", false)], &[]);
+        assert!(bench.responses.is_empty());
+        bench.fails(bench.fetches.len() - 1);
+        assert!(holds(&bench.last()["a"], "/store/1.wasm"));
+        assert_eq!(bench.serving("a"), Serving::LastGood);
+        bench.ack();
+        bench.passes(Duration::from_secs(2));
+        bench.arrives(bench.fetches.len() - 1, "/store/2.wasm");
+        assert!(holds(&bench.last()["a"], "/store/2.wasm"));
+    }
+}
+
+#[test]
+fn a_slow_update_on_the_next_stream_lets_what_worked_serve_after_the_hold() {
+    for variant in BOTH {
+        let memory = Memory::default();
+        let mut bench = Bench::remembering(variant, &memory);
+        bench.runs("1");
+        bench.next_stream(&memory, &["a"], &[]);
+        bench.control(&[filter("a", "oci://r.io/a:2", false)], &[]);
+        bench.passes(Settings::default().hold);
+        assert!(holds(&bench.last()["a"], "/store/1.wasm"));
+    }
+}
+
+#[test]
+fn nothing_of_an_earlier_stream_is_used_for_a_name_that_is_not_offered_on_this_one() {
+    for variant in BOTH {
+        let memory = Memory::default();
+        let mut bench = Bench::remembering(variant, &memory);
+        bench.runs("1");
+        bench.next_stream(&memory, &["a"], &["a"]);
+        bench.control(&[], &[]);
+        bench.passes(Duration::from_secs(100));
+        assert!(bench.responses.is_empty());
+        // What the control plane removes is forgotten.
+        bench.control(&[], &["a"]);
+        bench.next_stream(&memory, &["a"], &[]);
+        bench.control(&[filter("a", "oci://r.io/a:2", false)], &[]);
+        bench.fails(bench.fetches.len() - 1);
+        bench.passes(Duration::from_secs(6));
+        assert!(is_fallback(&bench.last()["a"]));
+    }
+}
+
+#[test]
+fn what_envoy_rejected_is_not_sent_on_the_next_stream_nor_on_another_of_its_node() {
+    for variant in BOTH {
+        let memory = Memory::default();
+        let mut bench = Bench::remembering(variant, &memory);
+        bench.runs("1");
+        let mut other = Bench::remembering(variant, &memory);
+        other.runs("1");
+        bench.control(&[filter("a", "oci://r.io/a:2", false)], &[]);
+        bench.arrives(bench.fetches.len() - 1, "/store/2.wasm");
+        bench.nack("it does not start");
+        assert!(holds(&bench.last()["a"], "/store/1.wasm"));
+        bench.ack();
+
+        let sent = other.responses.len();
+        other.control(&[filter("a", "oci://r.io/a:2", false)], &[]);
+        other.arrives(other.fetches.len() - 1, "/store/2.wasm");
+        assert_eq!(other.responses.len(), sent);
+
+        bench.next_stream(&memory, &["a"], &["a"]);
+        bench.control(&[filter("a", "oci://r.io/a:2", false)], &[]);
+        bench.arrives(bench.fetches.len() - 1, "/store/2.wasm");
+        assert!(holds(&bench.last()["a"], "/store/1.wasm"), "what works goes in its place");
+        bench.ack();
+        // A change is news.
+        bench.runs("3");
+        assert_eq!(bench.serving("a"), Serving::Current);
+    }
+}
+
+#[test]
+fn a_backoff_goes_on_where_the_last_stream_left_it() {
+    for variant in BOTH {
+        let memory = Memory::default();
+        let mut bench = Bench::remembering(variant, &memory);
+        let broken = [filter("a", "oci://r.io/a:1", false)];
+        bench.control(&broken, &[]);
+        for _ in 0..6 {
+            bench.fails(bench.fetches.len() - 1);
+            let before = bench.fetches.len();
+            while bench.fetches.len() == before {
+                bench.passes(Duration::from_secs(1));
+            }
+        }
+        bench.fails(bench.fetches.len() - 1);
+        let fetches = bench.fetches.len();
+        bench.next_stream(&memory, &["a"], &[]);
+        bench.control(&broken, &[]);
+        bench.passes(Duration::from_secs(5));
+        assert_eq!(bench.fetches.len(), fetches, "its time has not come");
+        assert!(is_fallback(&bench.last()["a"]), "and the hold was over long ago");
+        bench.passes(Duration::from_secs(60));
+        assert_eq!(bench.fetches.len(), fetches + 1);
+        // Another source has nothing to do with that.
+        bench.control(&[filter("a", "oci://r.io/a:2", false)], &[]);
+        assert_eq!(bench.fetches.len(), fetches + 2);
+    }
+}
+
+#[test]
+fn an_envoy_that_comes_back_gets_a_fallback_for_what_it_was_never_sent() {
+    let memory = Memory::default();
+    let mut bench = Bench::remembering(Variant::StateOfTheWorld, &memory);
+    bench.subscribe(&["b"], &[]);
+    let offers = [filter("a", "oci://r.io/a:1", false), filter("b", "oci://r.io/b:1", false)];
+    bench.control(&offers, &[]);
+    bench.arrives(0, "/store/a.wasm");
+    bench.ack();
+    bench.next_stream(&memory, &["a", "b"], &["a"]);
+    bench.control(&offers, &[]);
+    let fetches = bench.fetches.len();
+    bench.arrives(fetches - 2, "/store/a.wasm");
+    bench.fails(fetches - 1);
+    bench.ack();
+    bench.passes(Duration::from_secs(6));
+    assert!(is_fallback(&bench.last()["b"]) && holds(&bench.last()["a"], "/store/a.wasm"));
+}
+
+#[test]
+fn in_delta_what_listeners_said_on_the_last_stream_still_holds() {
+    let memory = Memory::default();
+    let mut bench = Bench::new(Variant::Delta, &[]);
+    bench.machine.remember_in(memory.clone());
+    bench.passes_by(&fallbacks::listener(Variant::Delta, "a", &[type_url::HTTP_WASM], false));
+    // The listener is not sent again.
+    bench.next_stream(&memory, &["a"], &[]);
+    bench.control(&[filter("a", "oci://r.io/a:1", false)], &[]);
+    bench.fails(0);
+    bench.passes(Duration::from_secs(30));
+    assert!(bench.responses.is_empty());
+}

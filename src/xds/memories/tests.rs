@@ -1,0 +1,105 @@
+use std::time::SystemTime;
+
+use super::*;
+use crate::clock::ManualClock;
+use crate::store::StoreConfig;
+
+struct Home {
+    folder: tempfile::TempDir,
+    clock: ManualClock,
+}
+
+impl Home {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        Self { folder, clock: ManualClock::new(SystemTime::UNIX_EPOCH) }
+    }
+
+    /// As a process finds it that starts now.
+    fn memories(&self) -> Memories {
+        let clock = Clock::Manual(self.clock.clone());
+        let directory = self.folder.path().join("store");
+        Memories::load(Store::open(&StoreConfig { directory }, clock.clone()).unwrap(), clock)
+    }
+
+    /// A config that was accepted, and its module.
+    fn good(&self, text: &'static str) -> LastGood {
+        let path = self.folder.path().join(text);
+        std::fs::write(&path, text).unwrap();
+        LastGood { body: Bytes::from_static(text.as_bytes()), path }
+    }
+}
+
+fn accept(member: &Member, name: &str, good: &LastGood) {
+    member.memory.lock().accepted(name, hash(&[&good.body]), Some(good.clone()));
+    member.save();
+}
+
+fn remembered(member: &Member, name: &str) -> Option<LastGood> {
+    member.memory.lock().get(name)?.last_good.clone()
+}
+
+#[tokio::test]
+async fn what_worked_is_there_after_a_restart_while_its_module_is() {
+    let home = Home::new();
+    let (one, other) = (home.good("one"), home.good("other"));
+    {
+        let memories = home.memories();
+        let member = memories.join("listener", "node");
+        accept(&member, "a", &one);
+        accept(&member, "b", &other);
+        memories.write().await;
+    }
+    std::fs::remove_file(&other.path).unwrap();
+    let memories = home.memories();
+    let member = memories.join("listener", "node");
+    assert_eq!((remembered(&member, "a"), remembered(&member, "b")), (Some(one), None));
+    for (listener, node) in [("listener", "another"), ("another", "node")] {
+        assert_eq!(remembered(&memories.join(listener, node), "a"), None);
+    }
+}
+
+#[tokio::test]
+async fn a_node_is_forgotten_ten_minutes_after_its_last_stream_and_not_before() {
+    let home = Home::new();
+    let memories = home.memories();
+    let (first, second) = (memories.join("listener", "node"), memories.join("listener", "node"));
+    accept(&first, "a", &home.good("one"));
+    memories.write().await;
+    drop(first);
+    home.clock.advance(REMEMBERED * 2);
+    memories.forget().await;
+    assert!(remembered(&second, "a").is_some(), "it has a stream");
+    drop(second);
+    home.clock.advance(REMEMBERED - Duration::from_secs(1));
+    memories.forget().await;
+    assert!(remembered(&memories.join("listener", "node"), "a").is_some());
+    home.clock.advance(REMEMBERED);
+    memories.forget().await;
+    assert_eq!(remembered(&memories.join("listener", "node"), "a"), None);
+    assert_eq!(remembered(&home.memories().join("listener", "node"), "a"), None, "on disk too");
+}
+
+#[tokio::test]
+async fn nodes_that_come_once_and_give_themselves_any_id_are_bounded() {
+    let home = Home::new();
+    let memories = home.memories();
+    let member = memories.join("listener", "stays");
+    for number in 0..MAX_IDLE + 100 {
+        drop(memories.join("listener", &number.to_string()));
+        home.clock.advance(Duration::from_millis(1));
+    }
+    memories.forget().await;
+    assert_eq!(memories.nodes().len(), MAX_IDLE + 1);
+    drop(member);
+    assert!(memories.nodes().values().all(|entry| entry.streams == 0));
+}
+
+#[tokio::test]
+async fn a_note_that_is_no_note_is_left_alone() {
+    let home = Home::new();
+    let memories = home.memories();
+    memories.0.store.write_note("x", b"{").unwrap();
+    memories.0.store.write_note("y", br#"{"format":2,"node":"n","configs":[]}"#).unwrap();
+    assert!(home.memories().nodes().is_empty());
+}
