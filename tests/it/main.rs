@@ -8,6 +8,7 @@ mod agent_config;
 mod bad_sources;
 mod commands;
 mod documents;
+mod ecds_memory;
 mod ecds_rejections;
 mod ecds_streams;
 mod ecds_under_load;
