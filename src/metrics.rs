@@ -34,7 +34,7 @@ pub struct Metrics {
     /// Envoy streams that have ended, by reason.
     pub stream_ends: Family<ResultLabel, Counter>,
     pub messages: Family<MessageLabels, Counter>,
-    /// What became of resources: `delivered`, `fallback`, `rejected`, `malformed`, `recovered`.
+    /// What became of resources: `delivered`, `fallback`, `rejected`, `malformed`, `recovered`, `expired`.
     pub resources: Family<ResultLabel, Counter>,
     /// Lookups in the store: `hit` or `miss`.
     pub lookups: Family<ResultLabel, Counter>,

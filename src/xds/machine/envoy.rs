@@ -2,6 +2,7 @@
 //! config has the same version after a restart; nonces count the responses of a stream.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
@@ -156,7 +157,7 @@ impl Envoy {
     }
 
     /// The next response, where there is something to say. `slots` are those of wanted names.
-    pub fn respond(&mut self, slots: &mut BTreeMap<String, Slot>) -> Option<EnvoyResponse> {
+    pub fn respond(&mut self, slots: &mut BTreeMap<String, Slot>, now: Instant) -> Option<EnvoyResponse> {
         let mut news = Self::choose(slots);
         let again = self.again.iter().any(|name| slots.get(name).is_some_and(|slot| slot.held().is_some()));
         if news.is_empty() && !again && self.removed.is_empty() {
@@ -173,7 +174,7 @@ impl Envoy {
             }
             // In the state of the world what Envoy has goes along, byte for byte as it was.
             let Some(carried) = slot.held() else { continue };
-            resources.push(encode(name, carried));
+            resources.push(encode(name, carried, slot.remaining_ttl(now)));
             versions.push(carried.hash);
             sent.carried.push((name.clone(), carried.hash));
         }
@@ -223,27 +224,32 @@ impl Envoy {
     }
 }
 
-/// The resource as it goes into a response: an Any, or a Resource in Delta.
-fn encode(name: &str, candidate: &Candidate) -> Bytes {
+/// The resource as it goes into a response: an Any, or a Resource in Delta. Where Envoy may keep it for
+/// a limited time, with what is left of that.
+fn encode(name: &str, candidate: &Candidate, ttl: Option<Duration>) -> Bytes {
     let mut any = Vec::with_capacity(candidate.body.len() + 80);
     wire::put_string(&mut any, 1, type_url::EXTENSION_CONFIG);
     wire::put_len(&mut any, 2, &candidate.body);
+    let rest = match ttl {
+        Some(ttl) => candidate.wrapper.rest_with_ttl(ttl),
+        None => candidate.wrapper.rest().to_vec(),
+    };
     match &candidate.wrapper {
         Wrapper::Bare => any.into(),
-        Wrapper::Wrapped(rest) => {
-            let mut resource = rest.to_vec();
+        Wrapper::Wrapped(_) => {
+            let mut resource = rest;
             wire::put_len(&mut resource, 2, &any);
             let mut outer = Vec::with_capacity(resource.len() + 80);
             wire::put_string(&mut outer, 1, type_url::RESOURCE);
             wire::put_len(&mut outer, 2, &resource);
             outer.into()
         }
-        Wrapper::Delta(rest) => {
+        Wrapper::Delta(_) => {
             let mut resource = Vec::with_capacity(any.len() + rest.len() + name.len() + 50);
             wire::put_string(&mut resource, 1, &hex::encode(candidate.hash));
             wire::put_len(&mut resource, 2, &any);
             wire::put_string(&mut resource, 3, name);
-            resource.extend_from_slice(rest);
+            resource.extend_from_slice(&rest);
             resource.into()
         }
     }

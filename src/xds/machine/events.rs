@@ -105,6 +105,8 @@ pub enum Note {
     Recovered { name: String },
     /// Envoy now runs the resource's failure policy.
     FallbackSent { name: String },
+    /// The resource's TTL has passed.
+    Expired { name: String },
     /// Envoy rejected these resources.
     Rejected { names: Vec<String>, reason: String },
     /// The control plane sent something that cannot be read.

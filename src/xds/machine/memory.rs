@@ -41,6 +41,8 @@ pub struct Remembered {
     pub last_good: Option<LastGood>,
     /// What Envoy rejected when it came alone, oldest first.
     pub rejected: Vec<Hash>,
+    /// The offer that the last of them was made from.
+    pub rejected_source: Option<Hash>,
     pub fallback_rejected: bool,
     /// The module that is wanted, while it is not there.
     pub wanted: Option<Wanted>,
@@ -102,9 +104,10 @@ impl Node {
         }
     }
 
-    /// Envoy rejected this, which came alone.
-    pub fn rejected(&mut self, name: &str, hash: Hash, is_fallback: bool) {
+    /// Envoy rejected this, which came alone and was made from the offer `source`.
+    pub fn rejected(&mut self, name: &str, hash: Hash, source: Option<Hash>, is_fallback: bool) {
         let remembered = self.entry(name);
+        remembered.rejected_source = source;
         remembered.fallback_rejected |= is_fallback;
         remembered.rejected.retain(|rejected| *rejected != hash);
         if remembered.rejected.len() == MAX_REJECTED {

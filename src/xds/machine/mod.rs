@@ -312,6 +312,12 @@ impl Machine {
             self.answer();
         }
         self.resuming = self.resuming.filter(|until| *until > now);
+        let expired = self.slots.iter().filter(|(_, slot)| slot.has_expired(now));
+        for name in expired.map(|(name, _)| name.clone()).collect::<Vec<_>>() {
+            // Envoy has dropped it by itself.
+            self.forget(&name);
+            self.actions.push(Action::Note(Note::Expired { name }));
+        }
         for (name, slot) in &mut self.slots {
             if let Some(request) = slot.retry_due(now) {
                 let (name, generation) = (name.clone(), slot.generation);
@@ -349,6 +355,7 @@ impl Machine {
             // Control planes resend what has not changed; it restarts nothing. What extends a TTL,
             // be it a bare heartbeat, becomes a full resend.
             if offer.extends_ttl() {
+                slot.extend_ttl(&offer, now);
                 self.envoy.force(&name);
             }
             return false;
@@ -356,6 +363,7 @@ impl Machine {
         self.generations += 1;
         self.envoy.offered(&name);
         let (first, doubted) = (slot.offer.is_none(), slot.rejections());
+        slot.extend_ttl(&offer, now);
         slot.take(offer, self.generations, now, self.settings.hold);
         {
             let mut memory = self.memory.lock();
@@ -447,9 +455,11 @@ impl Machine {
         for (name, hash) in &sent.changed {
             // Also where it was unsubscribed from and is wanted again: Envoy remembers.
             if self.envoy.wants(name) {
-                let is_fallback = self.slots.entry(name.clone()).or_default().rejected(*hash, alone);
+                let slot = self.slots.entry(name.clone()).or_default();
+                let is_fallback = slot.rejected(*hash, alone);
                 if alone {
-                    self.memory.lock().rejected(name, *hash, is_fallback);
+                    let source = slot.offer.as_ref().map(|offer| offer.source);
+                    self.memory.lock().rejected(name, *hash, source, is_fallback);
                 }
             }
             if alone {
@@ -480,14 +490,15 @@ impl Machine {
         }
         self.rejections = memory.rejections();
         for (name, slot) in &mut self.slots {
-            let rejected = memory.get(name).map(|remembered| remembered.rejected.as_slice());
-            slot.learn_rejections(rejected.unwrap_or_default());
+            if let Some(remembered) = memory.get(name) {
+                slot.learn_rejections(remembered);
+            }
         }
     }
 
     /// Sends Envoy what is new for it. One response at a time: what becomes ready meanwhile goes
     /// together in the next, so nothing queues up behind an Envoy that is slow to answer.
-    fn flush(&mut self, _now: Instant) {
+    fn flush(&mut self, now: Instant) {
         if self.envoy.outstanding().is_some() {
             return;
         }
@@ -495,7 +506,7 @@ impl Machine {
             return;
         }
         self.learn_rejections();
-        if let Some(response) = self.envoy.respond(&mut self.slots) {
+        if let Some(response) = self.envoy.respond(&mut self.slots, now) {
             for name in self.envoy.outstanding().into_iter().flat_map(|sent| &sent.changed) {
                 self.memory.lock().entry(&name.0).delivered = true;
             }

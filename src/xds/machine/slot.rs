@@ -10,8 +10,8 @@ use sha2::{Digest as _, Sha256};
 use super::memory::{LastGood, Remembered};
 use super::{Failure, Serving};
 use crate::module::ModuleRequest;
-use crate::protobuf::messages::RESOURCE_TTL;
-use crate::protobuf::wire::Fields;
+use crate::protobuf::messages::{self, RESOURCE_TTL};
+use crate::protobuf::wire::{self, Fields, Value};
 use crate::rewrite::Plan;
 
 /// Identifies what is sent to Envoy by its bytes: a resource is news when its hash is.
@@ -37,7 +37,7 @@ impl Offer {
 
     /// A resend extends a TTL, also where it says nothing new.
     pub fn extends_ttl(&self) -> bool {
-        self.is_heartbeat() || self.wrapper.has_ttl()
+        self.is_heartbeat() || self.wrapper.ttl().is_some()
     }
 }
 
@@ -61,8 +61,25 @@ impl Wrapper {
         }
     }
 
-    fn has_ttl(&self) -> bool {
-        Fields::of("Resource", self.rest()).filter_map(Result::ok).any(|field| field.number == RESOURCE_TTL)
+    /// How long Envoy may keep the resource, where it has a TTL.
+    fn ttl(&self) -> Option<Duration> {
+        let fields = Fields::of("Resource", self.rest()).filter_map(Result::ok);
+        let ttl = fields.filter_map(|field| match field.value {
+            Value::Len(bytes) if field.number == RESOURCE_TTL => Some(bytes),
+            _ => None,
+        });
+        messages::duration(ttl.last()?).ok().flatten()
+    }
+
+    /// The fields that were kept, with this TTL.
+    pub fn rest_with_ttl(&self, ttl: Duration) -> Vec<u8> {
+        let mut field = Vec::new();
+        wire::put_message(&mut field, RESOURCE_TTL, |message| {
+            wire::put_varint(message, 1, ttl.as_secs());
+            wire::put_varint(message, 2, ttl.subsec_nanos().into());
+        });
+        // What cannot be read was refused when it came.
+        wire::replace_fields(self.rest(), &[RESOURCE_TTL], &field).unwrap_or_else(|_| self.rest().to_vec())
     }
 }
 
@@ -101,6 +118,20 @@ pub fn hash(parts: &[&[u8]]) -> Hash {
     let mut hash = Hash::default();
     hash.copy_from_slice(&hasher.finalize()[..16]);
     hash
+}
+
+/// Other names that are tried for one file, at most.
+const DETOURS: usize = 8;
+
+/// Another name of the same file.
+fn detoured(path: &Path, detour: usize) -> PathBuf {
+    let folder = path.parent().unwrap_or(Path::new("/"));
+    let file = path.file_name().unwrap_or_default();
+    let mut named = folder.as_os_str().to_owned();
+    named.push("/.".repeat(detour));
+    named.push("/");
+    named.push(file);
+    named.into()
 }
 
 /// Where the module is on its way.
@@ -150,6 +181,8 @@ pub struct Slot {
     pub failing: Option<Failing>,
     /// Envoy said on connecting that it holds this resource, or may hold it, so it gets no fallback.
     pub envoy_holds: bool,
+    /// When Envoy drops the resource, unless its TTL is extended.
+    expires_at: Option<Instant>,
     /// What worked on an earlier stream.
     last_good: Option<Candidate>,
     /// When that is due, while there is nothing better.
@@ -172,6 +205,8 @@ pub struct Slot {
     attempted: Option<Hash>,
     /// What Envoy rejected.
     doubts: Vec<(Hash, Doubt)>,
+    /// The offer of what Envoy rejected last: another one may lead to the same bytes.
+    rejected_source: Option<Hash>,
     /// Envoy takes no fallback under this name, whatever config it stands in for.
     fallback_rejected: bool,
     /// What uses this name does not take the filter, or has something of its own to fall back on.
@@ -186,6 +221,25 @@ impl Slot {
             Some(known) => known.source != offer.source,
             None => true,
         }
+    }
+
+    /// The control plane said how long Envoy may keep the resource, perhaps once more.
+    pub fn extend_ttl(&mut self, offer: &Offer, now: Instant) {
+        let kept = self.offer.as_ref().and_then(|known| known.wrapper.ttl());
+        let ttl = offer.wrapper.ttl().or(kept.filter(|_| offer.is_heartbeat()));
+        self.expires_at = ttl.and_then(|ttl| now.checked_add(ttl));
+    }
+
+    /// How long Envoy may still keep the resource, where that is limited.
+    pub fn remaining_ttl(&self, now: Instant) -> Option<Duration> {
+        // None at all would mean that there is no limit.
+        let least = Duration::from_millis(1);
+        self.expires_at.map(|at| at.saturating_duration_since(now).max(least))
+    }
+
+    /// Whether Envoy has dropped the resource by now.
+    pub fn has_expired(&self, now: Instant) -> bool {
+        self.expires_at.is_some_and(|at| at <= now)
     }
 
     /// Takes over an offer as the newest.
@@ -227,13 +281,14 @@ impl Slot {
         // A failure says that there is nothing to wait for; otherwise what is newer may come at once.
         let wait = if self.failing.is_some() { Duration::ZERO } else { hold };
         self.last_good_at = self.last_good.as_ref().map(|_| now + wait);
-        self.learn_rejections(&remembered.rejected);
+        self.learn_rejections(remembered);
     }
 
     /// What Envoy rejected on another stream. What it has accepted on this one stays.
-    pub fn learn_rejections(&mut self, rejected: &[Hash]) {
+    pub fn learn_rejections(&mut self, remembered: &Remembered) {
         let accepted = self.accepted.as_ref().map(|accepted| accepted.hash);
-        for hash in rejected.iter().filter(|hash| Some(**hash) != accepted) {
+        self.rejected_source = remembered.rejected_source;
+        for hash in remembered.rejected.iter().filter(|hash| Some(**hash) != accepted) {
             self.last_good.take_if(|good| good.hash == *hash);
             match self.doubts.iter_mut().find(|(doubted, _)| doubted == hash) {
                 Some((_, doubt)) => *doubt = Doubt::Rejected,
@@ -270,13 +325,24 @@ impl Slot {
     /// The module is at `path`; whether a failure ended by that.
     pub fn arrived(&mut self, path: &Path) -> Result<bool, Failure> {
         let Some(Offer { plan: Plan::Remote(remote), wrapper, .. }) = &self.offer else { return Ok(false) };
-        let body = remote.with_local(path).map_err(|error| Failure {
-            message: error.to_string(),
-            label: "unusable_path",
-            permanent: true,
-            retry_after: None,
-        })?;
-        self.candidate = Some(Candidate::new(body, wrapper.clone(), false, self.generation).at(path));
+        let with_path = |named: &Path| {
+            let body = remote.with_local(named).map_err(|error| Failure {
+                message: error.to_string(),
+                label: "unusable_path",
+                permanent: true,
+                retry_after: None,
+            })?;
+            Ok(Candidate::new(body, wrapper.clone(), false, self.generation).at(path))
+        };
+        let mut candidate = with_path(path)?;
+        // Envoy ignores what it has rejected; under another name of the same file it looks again. Only
+        // where something has changed, if not in what Envoy gets to see.
+        for detour in 1..=DETOURS {
+            if self.is_news_of_old(&candidate) {
+                candidate = with_path(&detoured(path, detour))?;
+            }
+        }
+        self.candidate = Some(candidate);
         (self.fall_back_at, self.last_good_at) = (None, None);
         Ok(self.failing.take().is_some())
     }
@@ -287,6 +353,12 @@ impl Slot {
         if refused && allowed && self.candidate.is_none() && self.failing.is_some() {
             self.fall_back_at = Some(self.hold_until.map_or(now, |until| until.max(now)));
         }
+    }
+
+    /// Whether Envoy has rejected these bytes, and for another offer.
+    fn is_news_of_old(&self, candidate: &Candidate) -> bool {
+        let changed = self.offer.as_ref().map(|offer| offer.source) != self.rejected_source;
+        changed && self.doubt(candidate) == Some(Doubt::Rejected)
     }
 
     /// A fetch failed; the pause until the next, where another try can help.
@@ -316,7 +388,7 @@ impl Slot {
             Fetching::Waiting(at) => Some(at),
             Fetching::Idle | Fetching::Running => None,
         };
-        retry.into_iter().chain(self.fall_back_at).chain(self.last_good_at).min()
+        retry.into_iter().chain(self.fall_back_at).chain(self.last_good_at).chain(self.expires_at).min()
     }
 
     /// The request to try again with, once its time has come.
@@ -479,6 +551,9 @@ impl Slot {
         // may never have read does not.
         self.accepted.take_if(|accepted| alone && self.accepted_unread && accepted.hash == hash);
         self.last_good.take_if(|good| alone && good.hash == hash);
+        if alone {
+            self.rejected_source = self.offer.as_ref().map(|offer| offer.source);
+        }
         self.doubts.push((hash, if alone { Doubt::Rejected } else { Doubt::Suspect }));
         is_fallback
     }

@@ -5,6 +5,7 @@ mod fallbacks;
 mod model;
 mod resume;
 mod streams;
+mod ttl;
 
 use std::path::Path;
 
@@ -73,6 +74,10 @@ fn configs(variant: Variant, response: &EnvoyResponse) -> BTreeMap<String, Bytes
                 assert!(!resource.name.is_empty() && !resource.version.is_empty());
                 resource.resource.unwrap()
             }
+        };
+        let any = match any.type_url {
+            type_url::RESOURCE => Resource::decode(any.value).unwrap().resource.unwrap(),
+            _ => any,
         };
         let config = TypedExtensionConfig::decode(any.value).unwrap();
         (config.name.to_owned(), Bytes::copy_from_slice(any.value))

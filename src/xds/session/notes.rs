@@ -28,6 +28,15 @@ impl Session {
                 count("fallback");
                 tracing::warn!(listener, node, resource = name, "the failure policy's filter stands in");
             }
+            Note::Expired { name } => {
+                count("expired");
+                tracing::warn!(
+                    listener,
+                    node,
+                    resource = name,
+                    "the control plane has let the resource's TTL pass, and Envoy drops it"
+                );
+            }
             Note::Rejected { names, reason } => {
                 count("rejected");
                 // A peer's text, which must not look like lines of ours.

@@ -183,3 +183,36 @@ fn in_delta_what_listeners_said_on_the_last_stream_still_holds() {
     bench.passes(Duration::from_secs(30));
     assert!(bench.responses.is_empty());
 }
+
+#[test]
+fn what_was_rejected_and_is_wanted_anew_by_another_source_is_offered_in_other_bytes() {
+    for variant in BOTH {
+        let memory = Memory::default();
+        let mut bench = Bench::remembering(variant, &memory);
+        bench.control(&[filter("a", "oci://r.io/a:1", true)], &[]);
+        bench.arrives(0, "/store/1.wasm");
+        bench.nack("it does not start");
+        // There is nothing else to give but the fallback.
+        assert!(is_fallback(&bench.last()["a"]));
+        bench.ack();
+        let rejected = bench.responses.len();
+        bench.control(&[filter("a", "oci://r.io/a:1", true)], &[]);
+        assert_eq!(bench.responses.len(), rejected, "the same again is no change");
+        // What Envoy has seen another config since is news to it too.
+        for name in ["/store/./1.wasm", "/store/1.wasm"] {
+            // Another tag of the same payload.
+            let tag = bench.fetches.len() + 1;
+            bench.control(&[filter("a", &format!("oci://r.io/a:{tag}"), true)], &[]);
+            bench.arrives(bench.fetches.len() - 1, "/store/1.wasm");
+            assert!(holds(&bench.last()["a"], name));
+            bench.nack("it still does not start");
+            assert!(is_fallback(&bench.last()["a"]));
+            bench.ack();
+        }
+        // And on another stream.
+        bench.next_stream(&memory, &["a"], &["a"]);
+        bench.control(&[filter("a", "oci://r.io/a:9", true)], &[]);
+        bench.arrives(bench.fetches.len() - 1, "/store/1.wasm");
+        assert!(holds(&bench.last()["a"], "/store/././1.wasm"));
+    }
+}

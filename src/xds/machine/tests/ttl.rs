@@ -1,0 +1,102 @@
+//! Resources that Envoy may keep for a limited time.
+
+use super::*;
+
+fn ttl_field(seconds: u64) -> Vec<u8> {
+    let mut rest = Vec::new();
+    wire::put_message(&mut rest, messages::RESOURCE_TTL, |ttl| wire::put_varint(ttl, 1, seconds));
+    rest
+}
+
+fn wrapper(variant: Variant, seconds: u64) -> Wrapper {
+    let rest = Bytes::from(ttl_field(seconds));
+    if variant == Variant::Delta { Wrapper::Delta(rest) } else { Wrapper::Wrapped(rest) }
+}
+
+impl Bench {
+    fn with_ttl(&mut self, config: &Bytes, seconds: u64) {
+        let offer = Offer { wrapper: wrapper(self.variant, seconds), ..offer(self.variant, config) };
+        self.responds(ControlResponse { offers: vec![offer], ..ControlResponse::default() });
+    }
+
+    fn heartbeat(&mut self, name: &str, seconds: u64) {
+        let (name, source) = (name.to_owned(), hash(&[]));
+        let wrapper = wrapper(self.variant, seconds);
+        let offer = Offer { name, source, body: None, plan: rewrite::Plan::Untouched, wrapper };
+        self.responds(ControlResponse { offers: vec![offer], ..ControlResponse::default() });
+    }
+
+    /// The TTL of the resource that the last response begins with.
+    fn ttl(&self) -> Option<Duration> {
+        let bytes = &self.responses.last().expect("a response").resources[0];
+        let resource = match self.variant {
+            Variant::Delta => bytes.clone(),
+            Variant::StateOfTheWorld => Bytes::copy_from_slice(Any::decode(bytes).unwrap().value),
+        };
+        messages::duration(Resource::decode(&resource).unwrap().ttl?).unwrap()
+    }
+}
+
+const fn seconds(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+#[test]
+fn a_resource_that_was_fetched_for_a_while_goes_out_with_what_is_left_of_its_ttl() {
+    for variant in BOTH {
+        let mut bench = Bench::new(variant, &["a"]);
+        bench.with_ttl(&filter("a", "oci://r.io/a:1", false), 60);
+        bench.passes(seconds(4));
+        bench.arrives(0, "/store/a.wasm");
+        assert_eq!(bench.ttl(), Some(seconds(56)));
+    }
+}
+
+#[test]
+fn a_heartbeat_becomes_a_full_resend_with_its_ttl() {
+    for variant in BOTH {
+        let mut bench = Bench::new(variant, &["a"]);
+        bench.with_ttl(&plain("a", "text"), 60);
+        bench.ack();
+        bench.passes(seconds(50));
+        bench.heartbeat("a", 60);
+        assert!(holds(&bench.last()["a"], "text"));
+        assert_eq!(bench.ttl(), Some(seconds(60)));
+        bench.ack();
+        bench.passes(seconds(50));
+        assert_eq!(bench.serving("a"), Serving::Current);
+    }
+}
+
+#[test]
+fn an_expired_resource_leaves_the_set_and_is_no_longer_fetched() {
+    for variant in BOTH {
+        let mut bench = Bench::new(variant, &["a", "b"]);
+        bench.with_ttl(&filter("a", "oci://r.io/a:1", false), 60);
+        bench.fails(0);
+        bench.passes(seconds(61));
+        let fetches = bench.fetches.len();
+        bench.passes(seconds(200));
+        assert_eq!((bench.fetches.len(), bench.serving("a")), (fetches, Serving::Nothing));
+        assert!(bench.notes.contains(&Note::Expired { name: "a".into() }));
+        // It can come back.
+        bench.with_ttl(&plain("a", "text"), 60);
+        if bench.machine.awaits_envoy() {
+            bench.ack();
+        }
+        assert!(holds(&bench.last()["a"], "text"));
+    }
+}
+
+#[test]
+fn a_resource_without_a_ttl_has_none() {
+    for variant in BOTH {
+        let mut bench = Bench::new(variant, &["a"]);
+        bench.with_ttl(&plain("a", "text"), 60);
+        bench.ack();
+        bench.control(&[plain("a", "other")], &[]);
+        bench.ack();
+        bench.passes(seconds(100));
+        assert_eq!(bench.serving("a"), Serving::Current);
+    }
+}
