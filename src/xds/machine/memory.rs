@@ -36,16 +36,25 @@ pub struct Node {
 /// What is remembered of one resource.
 #[derive(Debug, Clone, Default)]
 pub struct Remembered {
-    /// Something was sent under this name.
-    pub delivered: bool,
+    /// Envoy accepted something under this name, and no fallback.
+    pub held: bool,
     pub last_good: Option<LastGood>,
     /// What Envoy rejected when it came alone, oldest first.
     pub rejected: Vec<Hash>,
     /// The offer that the last of them was made from.
     pub rejected_source: Option<Hash>,
     pub fallback_rejected: bool,
+    /// What was sent last and not judged, and whether it is a fallback.
+    pub unjudged: Option<(Hash, bool)>,
     /// The module that is wanted, while it is not there.
     pub wanted: Option<Wanted>,
+}
+
+impl Remembered {
+    /// Whether Envoy may have something under this name that is better than a fallback.
+    pub fn may_be_held(&self) -> bool {
+        self.held || self.unjudged.is_some_and(|(_, is_fallback)| !is_fallback)
+    }
 }
 
 /// A config with local code that Envoy accepted.
@@ -95,8 +104,10 @@ impl Node {
     }
 
     /// Envoy accepted this.
-    pub fn accepted(&mut self, name: &str, hash: Hash, good: Option<LastGood>) {
+    pub fn accepted(&mut self, name: &str, hash: Hash, is_fallback: bool, good: Option<LastGood>) {
         let remembered = self.entry(name);
+        remembered.held |= !is_fallback;
+        remembered.unjudged.take_if(|(unjudged, _)| *unjudged == hash);
         remembered.rejected.retain(|rejected| *rejected != hash);
         if good.is_some() && remembered.last_good != good {
             remembered.last_good = good;
@@ -104,10 +115,16 @@ impl Node {
         }
     }
 
+    /// This was sent for the first time.
+    pub fn sent(&mut self, name: &str, hash: Hash, is_fallback: bool) {
+        self.entry(name).unjudged = Some((hash, is_fallback));
+    }
+
     /// Envoy rejected this, which came alone and was made from the offer `source`.
     pub fn rejected(&mut self, name: &str, hash: Hash, source: Option<Hash>, is_fallback: bool) {
         let remembered = self.entry(name);
         remembered.rejected_source = source;
+        remembered.unjudged = None;
         remembered.fallback_rejected |= is_fallback;
         remembered.rejected.retain(|rejected| *rejected != hash);
         if remembered.rejected.len() == MAX_REJECTED {
@@ -136,7 +153,7 @@ impl Node {
     pub fn restore(&mut self, last_good: impl IntoIterator<Item = (String, LastGood)>) {
         for (name, good) in last_good {
             let remembered = self.entry(&name);
-            remembered.delivered = true;
+            remembered.held = true;
             remembered.last_good.get_or_insert(good);
         }
     }

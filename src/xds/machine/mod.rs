@@ -150,9 +150,9 @@ impl Machine {
             self.slots.retain(|name, _| self.envoy.wants(name));
         }
         for name in &change.held {
-            // In the state of the world Envoy may hold any of them, but for what was never sent.
-            let never_sent = || self.memory.lock().get(name).is_some_and(|remembered| !remembered.delivered);
-            if self.envoy.variant() == Variant::Delta || !never_sent() {
+            // In the state of the world Envoy may hold any of them, but for what it was never sent, or rejected.
+            let cannot_be = || self.memory.lock().get(name).is_some_and(|known| !known.may_be_held());
+            if self.envoy.variant() == Variant::Delta || !cannot_be() {
                 self.slots.entry(name.clone()).or_default().envoy_holds = true;
             }
         }
@@ -433,7 +433,7 @@ impl Machine {
             if let Some(slot) = self.slots.get_mut(name) {
                 slot.accepted(*hash);
                 let good = slot.last_good_for(*hash);
-                self.memory.lock().accepted(name, *hash, good);
+                self.memory.lock().accepted(name, *hash, slot.has_fallback(), good);
             }
         }
     }
@@ -507,8 +507,9 @@ impl Machine {
         }
         self.learn_rejections();
         if let Some(response) = self.envoy.respond(&mut self.slots, now) {
-            for name in self.envoy.outstanding().into_iter().flat_map(|sent| &sent.changed) {
-                self.memory.lock().entry(&name.0).delivered = true;
+            for (name, hash) in self.envoy.outstanding().into_iter().flat_map(|sent| &sent.changed) {
+                let is_fallback = self.slots.get(name).is_some_and(Slot::has_fallback);
+                self.memory.lock().sent(name, *hash, is_fallback);
             }
             self.actions.push(Action::Respond(response));
         }

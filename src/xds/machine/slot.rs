@@ -181,6 +181,9 @@ pub struct Slot {
     pub failing: Option<Failing>,
     /// Envoy said on connecting that it holds this resource, or may hold it, so it gets no fallback.
     pub envoy_holds: bool,
+    /// What an earlier stream sent and Envoy did not judge there: if it rejected it, it would take the
+    /// same bytes now without a look.
+    unjudged_before: Option<Hash>,
     /// When Envoy drops the resource, unless its TTL is extended.
     expires_at: Option<Instant>,
     /// What worked on an earlier stream.
@@ -278,6 +281,13 @@ impl Slot {
             self.fall_back_at = Some((failing.since + hold).max(now));
             self.failing = Some(failing);
         }
+        self.unjudged_before = remembered.unjudged.map(|(hash, _)| hash);
+        self.attempted = self.unjudged_before;
+        // What Envoy holds may be newer.
+        if self.envoy_holds {
+            self.learn_rejections(remembered);
+            return;
+        }
         // A failure says that there is nothing to wait for; otherwise what is newer may come at once.
         let wait = if self.failing.is_some() { Duration::ZERO } else { hold };
         self.last_good_at = self.last_good.as_ref().map(|_| now + wait);
@@ -317,7 +327,11 @@ impl Slot {
             (Plan::Stripped(body), _) | (Plan::Untouched, Some(body)) => body.clone(),
             _ => return false,
         };
-        self.candidate = Some(Candidate::new(body, offer.wrapper.clone(), false, self.generation));
+        let candidate = Candidate::new(body, offer.wrapper.clone(), false, self.generation);
+        if self.unjudged_before == Some(candidate.hash) && self.doubt(&candidate).is_none() {
+            self.doubts.push((candidate.hash, Doubt::Suspect));
+        }
+        self.candidate = Some(candidate);
         (self.fall_back_at, self.last_good_at) = (None, None);
         self.awaits_verdict()
     }
@@ -338,7 +352,7 @@ impl Slot {
         // Envoy ignores what it has rejected; under another name of the same file it looks again. Only
         // where something has changed, if not in what Envoy gets to see.
         for detour in 1..=DETOURS {
-            if self.is_news_of_old(&candidate) {
+            if self.is_news_of_old(&candidate) || self.unjudged_before == Some(candidate.hash) {
                 candidate = with_path(&detoured(path, detour))?;
             }
         }
@@ -492,6 +506,11 @@ impl Slot {
     /// What Envoy has, as far as it has said.
     pub fn held(&self) -> Option<&Candidate> {
         self.sent.as_ref()
+    }
+
+    /// Whether that is a fallback.
+    pub fn has_fallback(&self) -> bool {
+        self.sent.as_ref().is_some_and(|sent| sent.fallback)
     }
 
     fn sent(&self) -> Option<Hash> {

@@ -49,6 +49,8 @@ enum Step {
     Pass {
         seconds: u8,
     },
+    /// The stream ends, with all that is on its way, and Envoy opens another.
+    Reconnect,
 }
 
 #[derive(Debug, Clone)]
@@ -89,6 +91,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (name.clone(), any::<bool>()).prop_map(|(name, on)| Step::Subscribe { name, on }),
         1 => name.prop_map(|name| Step::Again { name }),
         2 => (1..20u8).prop_map(|seconds| Step::Pass { seconds }),
+        1 => Just(Step::Reconnect),
     ]
 }
 
@@ -137,6 +140,8 @@ struct Envoy {
     /// Responses that it has read.
     read: usize,
     nonce: String,
+    /// State of the world: it has a version from an earlier stream.
+    resumes: bool,
     /// On their way to the machine, each with the subscription after it.
     requests: VecDeque<(EnvoyRequest, BTreeSet<String>)>,
 }
@@ -165,10 +170,13 @@ struct ControlPlane {
     last_names: Vec<String>,
     /// What was rejected by the last one.
     nacked: Option<u64>,
+    /// Responses that were sent before the stream began.
+    before: u64,
 }
 
 struct World {
     habits: Habits,
+    memory: Memory,
     bench: Bench,
     envoy: Envoy,
     control: ControlPlane,
@@ -185,11 +193,14 @@ struct World {
 impl World {
     fn new(habits: Habits) -> Self {
         let variant = if habits.delta { Variant::Delta } else { Variant::StateOfTheWorld };
-        let bench = Bench::new(variant, &NAMES);
+        let (mut bench, memory) = (Bench::new(variant, &[]), Memory::default());
+        bench.machine = Machine::new(variant, Settings::default(), 7);
+        bench.machine.remember_in(memory.clone());
+        bench.subscribe(&NAMES, &[]);
         let envoy = Envoy { names: bench.names.clone(), ..Envoy::default() };
         let (control, fetches_done, ranks) = (ControlPlane::default(), Vec::new(), Vec::new());
         let (offered, offers, anew) = (BTreeMap::new(), 0, BTreeMap::new());
-        Self { habits, bench, envoy, control, fetches_done, ranks, offered, offers, anew }
+        Self { habits, memory, bench, envoy, control, fetches_done, ranks, offered, offers, anew }
     }
 
     fn variant(&self) -> Variant {
@@ -260,6 +271,13 @@ impl World {
                     assert!(control.subscribed.remove(name), "{name} was subscribed to");
                 }
                 control.subscribed.extend(request.subscribe.iter().cloned());
+                // What the client says that it has, and is no more.
+                let gone = request.initial.iter().filter(|name| !control.wanted.contains_key(*name));
+                let gone: Vec<String> = gone.cloned().collect();
+                if !gone.is_empty() {
+                    let gone: Vec<&str> = gone.iter().map(String::as_str).collect();
+                    self.respond(&BTreeSet::new(), &gone);
+                }
                 set(&request.subscribe)
             }
             Variant::StateOfTheWorld => {
@@ -464,9 +482,43 @@ impl World {
                     self.envoy_subscribes(&[name], &[]);
                 }
             }
+            Step::Reconnect => self.reconnect(),
             Step::Pass { seconds } => self.bench.passes(Duration::from_secs((*seconds).into())),
         }
         self.note_responses();
+    }
+
+    fn reconnect(&mut self) {
+        self.bench.machine.leave();
+        let machine = Machine::new(self.variant(), Settings::default(), 11);
+        let old = std::mem::replace(&mut self.bench.machine, machine);
+        drop(old);
+        self.bench.machine.remember_in(self.memory.clone());
+        self.under_way();
+        self.fetches_done.fill(true);
+        self.envoy.read = self.bench.responses.len();
+        self.envoy.requests.clear();
+        self.bench.names.clear();
+
+        let ControlPlane { wanted, sent, .. } = std::mem::take(&mut self.control);
+        let read = self.bench.requests.len();
+        self.control = ControlPlane { wanted, sent, before: sent, read, ..ControlPlane::default() };
+
+        // Delta says what it holds; in the state of the world there is a version if ever one was accepted.
+        let holds: BTreeSet<String> = self.envoy.runs.keys().cloned().collect();
+        let resumes = !self.habits.delta && !std::mem::take(&mut self.envoy.nonce).is_empty();
+        self.envoy.nonce.clear();
+        self.envoy.resumes |= resumes;
+        let names = match self.variant() {
+            Variant::StateOfTheWorld => Names::All(self.envoy.names.clone()),
+            Variant::Delta => Names::Change {
+                subscribe: self.envoy.names.clone(),
+                unsubscribe: BTreeSet::new(),
+                held: holds,
+            },
+        };
+        let request = EnvoyRequest { names, resumes: self.envoy.resumes, ..EnvoyRequest::default() };
+        self.envoy.requests.push_back((request, self.envoy.names.clone()));
     }
 
     /// Everything that can still happen happens well.
@@ -510,7 +562,10 @@ impl World {
             }
             let remote = holds(wanted, "oci://");
             if holds(wanted, POISON) {
-                let stands_in = runs.is_some() || !remote || !self.habits.rbac;
+                // An Envoy that comes back may run something that the machine never heard of, and must
+                // not lose to a fallback.
+                let may_run = self.envoy.resumes;
+                let stands_in = runs.is_some() || may_run || !remote || !self.habits.rbac;
                 assert!(stands_in, "{name}: nothing stands in for what Envoy rejected");
                 continue;
             }
@@ -518,7 +573,7 @@ impl World {
             let newest = token_of(&runs.config) == token_of(wanted);
             assert!(newest, "{name} does not run the newest deliverable config");
         }
-        let sent: BTreeSet<u64> = (1..=self.control.sent).collect();
+        let sent: BTreeSet<u64> = (self.control.before + 1..=self.control.sent).collect();
         assert_eq!(self.control.answered, sent, "every response is answered");
         assert_eq!(self.control.subscribed, self.envoy.names, "no subscription is lost");
         let slots = self.bench.machine.slots().map(|(name, _)| name);
