@@ -216,12 +216,13 @@ impl Inner {
             return Ok(module);
         }
         let start = self.clock.now();
+        let mut counted = FetchCount { metrics: &self.metrics, label: "abandoned" };
         let outcome = self.fetch(asked, progress).await;
-        let label = match &outcome {
+        counted.label = match &outcome {
             Ok(_) => "success",
             Err(error) => error.label(),
         };
-        self.metrics.fetches.get_or_create(&result(label)).inc();
+        drop(counted);
         if let Ok(module) = &outcome {
             let took = self.clock.now() - start;
             self.metrics.fetch_seconds.observe(took.as_secs_f64());
@@ -353,6 +354,18 @@ impl Inner {
             // What went wrong was logged.
             let _ = inner.blocking(&asked, remember).await;
         }
+    }
+}
+
+/// A fetch, counted when it ends, be it that nobody waits for it.
+struct FetchCount<'a> {
+    metrics: &'a Metrics,
+    label: &'static str,
+}
+
+impl Drop for FetchCount<'_> {
+    fn drop(&mut self) {
+        self.metrics.fetches.get_or_create(&result(self.label)).inc();
     }
 }
 

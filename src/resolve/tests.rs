@@ -381,6 +381,8 @@ async fn a_download_that_nobody_waits_for_gives_its_place_back_after_the_grace()
     assert_eq!(payload(&waiting.await.unwrap()), PayloadDigest::of(MODULES[1]));
     place.tracker.close();
     place.tracker.wait().await;
+    let abandoned = place.resolver.0.metrics.fetches.get_or_create(&result("abandoned")).get();
+    assert_eq!(abandoned, 1);
     // Nor does the thread go on.
     let ingest = place.folder.path().join("store/v1/content/ingest");
     let is_over = async {
