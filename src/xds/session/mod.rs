@@ -147,8 +147,8 @@ impl Session {
             listener = &*self.listener, node = self.node_id, reason = %end, "stream ended"
         );
         self.machine.leave();
-        let Self { to_envoy, shared, entry, member, .. } = self;
-        drop((entry, member));
+        let Self { to_envoy, shared, entry, member, fetches, .. } = self;
+        drop((entry, member, fetches));
         match end {
             // What is queued may be what the peer does not read.
             End::EnvoyStalled(_) | End::FromEnvoy(_) => to_envoy.abort(Some(end.trailers())),
