@@ -366,11 +366,11 @@ async fn a_download_that_nobody_waits_for_gives_its_place_back_after_the_grace()
             (place.resolver.clone(), place.request("stuck:t"), progress.clone());
         async move { resolver.resolve_watched(request, progress).await }
     });
-    let waiting = place.ask(place.request("quick:t"));
     // A thread has begun to read.
     while progress.done.load(Ordering::Relaxed) == 0 {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
+    let waiting = place.ask(place.request("quick:t"));
     only.abort();
     assert!(only.await.unwrap_err().is_cancelled());
     settle().await;
