@@ -38,7 +38,7 @@ pub struct Metrics {
     pub resources: Family<ResultLabel, Counter>,
     /// Lookups in the store: `hit` or `miss`.
     pub lookups: Family<ResultLabel, Counter>,
-    /// Fetches, by `success` or the error's label.
+    /// Fetches, by `success`, the error's label, or `abandoned` where nobody waited any more.
     pub fetches: Family<ResultLabel, Counter>,
     pub fetch_seconds: Histogram,
     /// Module bytes that were fetched.

@@ -11,6 +11,7 @@ use std::time::Instant;
 
 use bytes::{Buf as _, Bytes};
 use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::error::FetchError;
@@ -53,9 +54,20 @@ enum Stream {
         chunk: Bytes,
         clock: Clock,
         deadline: Instant,
-        _pump: AbortOnDropHandle<()>,
+        pump: AbortOnDropHandle<()>,
     },
     File(File),
+}
+
+/// Interrupts a [`Body`] when it is dropped: its reader, who may be on another thread, is not left to wait
+/// for the network.
+#[must_use]
+pub struct Interrupt(Option<AbortHandle>);
+
+impl Drop for Interrupt {
+    fn drop(&mut self) {
+        self.0.iter().for_each(AbortHandle::abort);
+    }
 }
 
 enum Event {
@@ -86,7 +98,7 @@ impl Body {
     ) -> Self {
         let (sender, events) = mpsc::channel(CHUNKS);
         let pump = AbortOnDropHandle::new(tokio::spawn(pump(response, sender)));
-        let stream = Stream::Network { events, chunk: Bytes::new(), clock, deadline, _pump: pump };
+        let stream = Stream::Network { events, chunk: Bytes::new(), clock, deadline, pump };
         Self::new(what, packaging, promise, stream)
     }
 
@@ -104,6 +116,15 @@ impl Body {
     /// How the module is packed in these bytes.
     pub fn packaging(&self) -> Packaging {
         self.packaging
+    }
+
+    /// Ends the download before the body is dropped, for whoever gives the body away. A file's bytes come
+    /// without waiting: they are read to their end.
+    pub fn interrupt_on_drop(&self) -> Interrupt {
+        Interrupt(match &self.stream {
+            Stream::Network { pump, .. } => Some(pump.abort_handle()),
+            Stream::File(_) => None,
+        })
     }
 
     /// How many bytes will come, where that is known.

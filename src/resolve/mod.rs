@@ -25,6 +25,10 @@ pub use self::error::ResolveError;
 use self::flight::Flights;
 use self::places::{Place, Places};
 
+/// A fetch that nobody waits for any more goes on for so long: an Envoy whose stream has ended comes back
+/// within that, and asks again.
+const GRACE: Duration = Duration::from_secs(2);
+
 /// How modules are fetched and checked. Can be replaced while the agent runs.
 #[derive(Clone)]
 pub struct ResolveConfig {
@@ -121,10 +125,11 @@ impl Resolver {
         Self(Arc::new(Inner {
             store,
             config: RwLock::new(config),
-            clock,
             metrics,
-            questions: Flights::new(tracker.clone()),
-            downloads: Flights::new(tracker),
+            questions: Flights::new(GRACE, clock.clone(), tracker.clone()),
+            // Questions alone wait for these, and have had their grace.
+            downloads: Flights::new(Duration::ZERO, clock.clone(), tracker),
+            clock,
             places: Places::new(concurrency),
         }))
     }
@@ -135,7 +140,7 @@ impl Resolver {
     }
 
     /// The module, from the store or from its source. Dropping this future does not cancel a fetch
-    /// that others wait for, or will.
+    /// that others wait for, or will within a short grace.
     pub async fn resolve(&self, request: ModuleRequest) -> Outcome {
         self.resolve_watched(request, Arc::default()).await
     }
@@ -211,12 +216,13 @@ impl Inner {
             return Ok(module);
         }
         let start = self.clock.now();
+        let mut counted = FetchCount { metrics: &self.metrics, label: "abandoned" };
         let outcome = self.fetch(asked, progress).await;
-        let label = match &outcome {
+        counted.label = match &outcome {
             Ok(_) => "success",
             Err(error) => error.label(),
         };
-        self.metrics.fetches.get_or_create(&result(label)).inc();
+        drop(counted);
         if let Ok(module) = &outcome {
             let took = self.clock.now() - start;
             self.metrics.fetch_seconds.observe(took.as_secs_f64());
@@ -321,6 +327,8 @@ impl Inner {
         progress.total.store(located.size().unwrap_or(0), Ordering::Relaxed);
         let body = asked.config.fetcher.open(located, deadline).await;
         let body = body.map_err(|source| asked.fetch_error(source))?;
+        // Whoever reads blocks, and does not end with this future; what they read does.
+        let _ends_with_this = body.interrupt_on_drop();
         let progress = progress.clone();
         let module =
             self.blocking(asked, move |inner, asked| inner.take_in(asked, body, expected, &progress)).await?;
@@ -346,6 +354,18 @@ impl Inner {
             // What went wrong was logged.
             let _ = inner.blocking(&asked, remember).await;
         }
+    }
+}
+
+/// A fetch, counted when it ends, be it that nobody waits for it.
+struct FetchCount<'a> {
+    metrics: &'a Metrics,
+    label: &'static str,
+}
+
+impl Drop for FetchCount<'_> {
+    fn drop(&mut self) {
+        self.metrics.fetches.get_or_create(&result(self.label)).inc();
     }
 }
 

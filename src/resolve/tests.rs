@@ -7,8 +7,11 @@ use std::sync::Mutex;
 use std::time::SystemTime;
 
 use bytes::Bytes;
+use futures_util::stream::{self, StreamExt as _};
 use http::Response;
-use http_body_util::Full;
+use http_body::Frame;
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt as _, Full, StreamBody};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -32,7 +35,7 @@ const MODULES: [&[u8]; 2] = [
     include_bytes!("../../fixtures/modules/add-header-v2.wasm"),
 ];
 
-/// Blobs of `slow` wait while it is closed.
+/// Blobs of `slow` wait while it is closed; those of `stuck` come but for the last byte.
 #[derive(Clone)]
 struct Shop {
     goods: Arc<Mutex<BTreeMap<String, Bytes>>>,
@@ -72,14 +75,22 @@ impl Shop {
         }
     }
 
-    async fn answer(self, path: String) -> Response<Full<Bytes>> {
+    async fn answer(self, path: String) -> Response<UnsyncBoxBody<Bytes, Infallible>> {
         self.asked.send_modify(|asked| asked.push(path.clone()));
         if path.contains("/slow/blobs/") {
             self.open.subscribe().wait_for(|open| *open).await.unwrap();
         }
         let found = self.goods.lock().unwrap().get(&path).cloned();
         let status = if found.is_some() { 200 } else { 404 };
-        Response::builder().status(status).body(Full::new(found.unwrap_or_default())).unwrap()
+        let mut bytes = found.unwrap_or_default();
+        let body = if path.contains("/stuck/blobs/") {
+            bytes.truncate(bytes.len() - 1);
+            let begun = stream::iter([Ok(Frame::data(bytes))]);
+            StreamBody::new(begun.chain(stream::pending())).boxed_unsync()
+        } else {
+            Full::new(bytes).boxed_unsync()
+        };
+        Response::builder().status(status).body(body).unwrap()
     }
 }
 
@@ -342,6 +353,51 @@ async fn one_who_leaves_does_not_end_the_download() {
     place.tracker.wait().await;
     assert!(place.resolver.resolve(place.request("slow:t")).await.unwrap().cached);
     assert_eq!(place.shop.asked(), (1, 1));
+}
+
+#[tokio::test]
+async fn a_download_that_nobody_waits_for_gives_its_place_back_after_the_grace() {
+    let place = Place::new(1).await;
+    place.shop.offer("stuck:t", MODULES[0]);
+    place.shop.offer("quick:t", MODULES[1]);
+    let progress = Arc::new(Progress::default());
+    let only = tokio::spawn({
+        let (resolver, request, progress) =
+            (place.resolver.clone(), place.request("stuck:t"), progress.clone());
+        async move { resolver.resolve_watched(request, progress).await }
+    });
+    // A thread has begun to read.
+    while progress.done.load(Ordering::Relaxed) == 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let waiting = place.ask(place.request("quick:t"));
+    only.abort();
+    assert!(only.await.unwrap_err().is_cancelled());
+    settle().await;
+    place.clock.advance(GRACE - Duration::from_millis(1));
+    settle().await;
+    assert_eq!(place.shop.asked(), (1, 1));
+    place.clock.advance(Duration::from_millis(1));
+    assert_eq!(payload(&waiting.await.unwrap()), PayloadDigest::of(MODULES[1]));
+    place.tracker.close();
+    place.tracker.wait().await;
+    let abandoned = place.resolver.0.metrics.fetches.get_or_create(&result("abandoned")).get();
+    assert_eq!(abandoned, 1);
+    // Nor does the thread go on.
+    let ingest = place.folder.path().join("store/v1/content/ingest");
+    let is_over = async {
+        while std::fs::read_dir(&ingest).unwrap().next().is_some() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), is_over).await.expect("what was written is removed");
+}
+
+/// Lets all tasks run as far as they can.
+async fn settle() {
+    for _ in 0..50 {
+        tokio::task::yield_now().await;
+    }
 }
 
 #[tokio::test]

@@ -169,3 +169,23 @@ async fn a_config_that_cannot_be_read_is_rejected_by_name_and_its_neighbours_com
     })
     .await;
 }
+
+#[tokio::test]
+async fn a_config_that_cannot_be_read_is_rejected_once_by_each_version() {
+    against_both(async |scene| {
+        let ecds = resources::ecds_type();
+        scene.publish("/a");
+        let malformed = cut(scene.filter("malformed", "x", "/a"));
+        let resources =
+            vec![("a".to_owned(), scene.filter("a", "a", "/a")), ("malformed".to_owned(), malformed)];
+        scene.double.set_named(resources);
+        let mut envoy = scene.envoy().await;
+        envoy.subscribe(&["a", "malformed"]).await;
+        envoy.runs(&[("a", "a")]).await;
+        envoy.silence(QUIET).await;
+        let (nacks, responses) = (scene.double.nacks(&ecds), scene.double.responses(&ecds).len());
+        assert_eq!(nacks.len(), 1, "and no loop: {responses} responses");
+        assert!(responses <= 2, "{responses} responses");
+    })
+    .await;
+}

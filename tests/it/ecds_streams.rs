@@ -229,3 +229,27 @@ async fn an_envoy_that_wants_nothing_any_more_is_sent_nothing_and_never_asks_for
     })
     .await;
 }
+
+#[tokio::test]
+async fn subscriptions_that_cross_what_cannot_be_read_are_all_heard() {
+    const NAMES: u32 = 40;
+    against_both(async |scene| {
+        let name = |number: u32| format!("name-{number}");
+        let filter = |number: u32| resources::allow_all(resources::Kind::Http, &name(number));
+        scene.double.set_all((0..=NAMES).map(filter));
+        let mut envoy = scene.envoy().await;
+        for number in 0..=NAMES {
+            envoy.subscribe(&[&name(number)]).await;
+            // Soon after, so that it meets the request somewhere on its way.
+            for _ in 0..number * 3 {
+                tokio::task::yield_now().await;
+            }
+            let mut malformed = resources::deny_all(resources::Kind::Http, &format!("name-0-{number}"));
+            malformed.value.truncate(malformed.value.len() - 1);
+            scene.double.set_named(vec![("name-0".to_owned(), malformed)]);
+        }
+        envoy.until(|envoy| envoy.held.len() >= NAMES as usize).await;
+        envoy.nothing_new_within(QUIET).await;
+    })
+    .await;
+}

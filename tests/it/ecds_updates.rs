@@ -43,7 +43,6 @@ async fn a_fix_is_delivered_while_the_fetch_of_a_broken_update_still_hangs() {
         }
         scene.double.set(scene.filter("a", "fix", "/fix"));
         envoy.runs(&[("a", "fix")]).await;
-        assert_eq!(scene.server.answering(), 1, "the old download hangs");
         scene.double.settled(&ecds, 4).await;
         assert_eq!(scene.double.nacks(&ecds), Vec::<String>::new());
         assert_eq!(scene.double.responses(&ecds).len(), 4, "no loop");
@@ -207,6 +206,32 @@ async fn an_envoy_that_does_not_answer_keeps_the_control_plane_waiting_for_a_sec
         envoy.accept(&unanswered).await;
         envoy.until(|envoy| envoy.held.len() == 2).await;
         assert_eq!(envoy.held["a"].filter, Filter::Deny);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn downloads_that_nobody_wants_any_more_keep_no_newer_one_waiting() {
+    against_both(async |scene| {
+        let ecds = resources::ecds_type();
+        scene.publish("/v1");
+        scene.publish("/fix");
+        scene.double.set(scene.filter("a", "v1", "/v1"));
+        let mut envoy = scene.envoy().await;
+        envoy.subscribe(&["a"]).await;
+        envoy.runs(&[("a", "v1")]).await;
+        let mut hanging = Vec::new();
+        for number in 1..=4 {
+            let path = format!("/hanging-{number}");
+            hanging.push(scene.publish_held(&path));
+            scene.double.set(scene.filter("a", "hanging", &path));
+            scene.double.settled(&ecds, 1 + number).await;
+            scene.fetched(&path, 1).await;
+        }
+        let begin = Instant::now();
+        scene.double.set(scene.filter("a", "fix", "/fix"));
+        envoy.runs(&[("a", "fix")]).await;
+        assert!(begin.elapsed() < ANSWER, "{:?} until the fix", begin.elapsed());
     })
     .await;
 }

@@ -3,6 +3,7 @@
 
 mod control;
 mod end;
+mod fetches;
 mod notes;
 
 use std::sync::Arc;
@@ -12,15 +13,16 @@ use bytes::Bytes;
 use http::HeaderMap;
 use hyper::body::Incoming as HyperBody;
 use tokio::sync::watch;
-use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use self::control::{Control, ReadWith};
 use self::end::End;
+use self::fetches::Fetches;
 use self::notes::shown;
 use super::budget::Budget;
 use super::frame::{Incoming, Message, Messages, STALL_LIMIT};
 use super::intercept::{self, INTERCEPTED};
+use super::machine::slot::Fetching;
 use super::machine::{Action, Failure, Machine, Settings, Variant};
 use super::memories::{Member, Memories};
 use super::outbox::{Outbox, OutboxBody, outbox};
@@ -69,7 +71,7 @@ pub struct RelaySettings {
     pub machine: Settings,
 }
 
-type Fetched = (String, u64, Result<Module, Arc<ResolveError>>);
+type Fetched = Result<Module, Arc<ResolveError>>;
 
 /// A running stream.
 struct Session {
@@ -79,7 +81,7 @@ struct Session {
     shared: Arc<Shared>,
     machine: Machine,
     to_envoy: Outbox,
-    fetches: JoinSet<Fetched>,
+    fetches: Fetches<Fetched>,
     entry: Entry,
     /// Envoy's node as it sent it, until the control plane has it.
     node: Option<Bytes>,
@@ -120,7 +122,7 @@ pub fn start(
         machine: Machine::new(variant, settings.machine, spread_seed(entry.id())),
         shared: shared.clone(),
         to_envoy,
-        fetches: JoinSet::new(),
+        fetches: Fetches::new(),
         entry,
         node: None,
         node_sent: false,
@@ -145,8 +147,8 @@ impl Session {
             listener = &*self.listener, node = self.node_id, reason = %end, "stream ended"
         );
         self.machine.leave();
-        let Self { to_envoy, shared, entry, member, .. } = self;
-        drop((entry, member));
+        let Self { to_envoy, shared, entry, member, fetches, .. } = self;
+        drop((entry, member, fetches));
         match end {
             // What is queued may be what the peer does not read.
             End::EnvoyStalled(_) | End::FromEnvoy(_) => to_envoy.abort(Some(end.trailers())),
@@ -192,11 +194,11 @@ impl Session {
                 Incoming::End(_) => return Ok(Step::HalfClosed),
             },
             message = control.next(&with) => self.on_control(message?)?,
-            Some(fetched) = self.fetches.join_next(), if !self.fetches.is_empty() => {
-                self.on_fetched(fetched);
+            (name, generation, outcome) = self.fetches.next() => {
+                self.on_fetched(&name, generation, outcome);
                 // Modules that are ready together go to Envoy together.
-                while let Some(fetched) = self.fetches.try_join_next() {
-                    self.on_fetched(fetched);
+                while let Some((name, generation, outcome)) = self.fetches.try_next() {
+                    self.on_fetched(&name, generation, outcome);
                 }
             }
             () = sleep_until(&shared.clock, deadline) => self.machine.tick(shared.clock.now()),
@@ -299,21 +301,20 @@ impl Session {
         Ok(())
     }
 
-    fn on_fetched(&mut self, fetched: Result<Fetched, tokio::task::JoinError>) {
-        // A resolve that panicked is reported by the resolver to all who wait for it; this task
-        // only waits.
-        let Ok((name, generation, outcome)) = fetched else { return };
+    fn on_fetched(&mut self, name: &str, generation: u64, outcome: Fetched) {
         let now = self.shared.clock.now();
         match outcome {
-            Ok(module) => self.machine.fetched(&name, generation, Ok(module.path()), now),
+            Ok(module) => self.machine.fetched(name, generation, Ok(module.path()), now),
             Err(error) => {
-                self.machine.fetched(&name, generation, Err(Failure::of(&error)), now);
+                self.machine.fetched(name, generation, Err(Failure::of(&error)), now);
             }
         }
     }
 
-    /// Does what the machine wants.
+    /// Does what the machine wants, and no longer what it wanted before.
     fn act(&mut self, control: &mut Control) -> Result<(), End> {
+        let fetching = self.machine.slots().filter(|(_, slot)| slot.fetching == Fetching::Running);
+        self.fetches.keep(fetching.map(|(name, slot)| (name, slot.generation)));
         let actions = self.machine.actions(self.shared.clock.now());
         self.member.iter().for_each(Member::save);
         if actions.is_empty() {
@@ -339,7 +340,8 @@ impl Session {
                 }
                 Action::Fetch { name, generation, request } => {
                     let resolver = self.shared.resolver.clone();
-                    self.fetches.spawn(async move { (name, generation, resolver.resolve(*request).await) });
+                    let fetch = async move { resolver.resolve(*request).await };
+                    self.fetches.wait_for(name, generation, fetch);
                 }
                 Action::Note(note) => self.note(note),
             }
