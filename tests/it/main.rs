@@ -12,6 +12,7 @@ mod fallback;
 mod filters;
 mod flow;
 mod harness;
+mod hungry_modules;
 mod image;
 mod listeners;
 mod metrics;
