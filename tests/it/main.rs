@@ -6,12 +6,14 @@
 
 mod agent_config;
 mod bad_sources;
+mod cold_start;
 mod commands;
 mod documents;
 mod fallback;
 mod filters;
 mod flow;
 mod harness;
+mod hot_restart;
 mod hungry_modules;
 mod image;
 mod listeners;
@@ -26,3 +28,4 @@ mod standalone;
 mod store;
 mod structure;
 mod support;
+mod updates;
