@@ -1,5 +1,6 @@
 //! What Envoy runs while a module cannot be had, and that nothing which works is taken away.
 
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::HttpFilter;
 use envoy_types::pb::envoy::extensions::wasm::v3::FailurePolicy;
 use envoy_types::util::pack_any;
 
@@ -218,10 +219,15 @@ async fn what_envoy_does_reject_leaves_the_last_good_one(variant: Variant) {
     let v1 = from_istio(Kind::Http, &mesh.publish("add-header-v1", "http", "v1").await);
     let v2 = from_istio(Kind::Http, &mesh.publish("add-header-v2", "http", "v2").await);
     let refuses = from_istio(Kind::Http, &mesh.publish("fails-configure", "refuses", "v1").await);
-    mesh.control_plane.set_all([listener("web", &[], &["filter"]), v1.resource("filter")]);
+    let address = mesh.world.address();
+    let web = |more: Option<HttpFilter>| {
+        let filter = resources::http_slot("filter", resources::discovery(Kind::Http));
+        pack_any(resources::listener("web", address, vec![], [filter].into_iter().chain(more).collect()))
+    };
+    mesh.control_plane.set_all([web(None), v1.resource("filter")]);
     let envoy = mesh.envoy(variant).await;
     envoy.live().await;
-    let traffic = Traffic::to(envoy.listener("web").await);
+    let traffic = Traffic::to(address);
     traffic.sees("200 v1", 20).await;
 
     mesh.control_plane.set(refuses.resource("filter"));
@@ -234,7 +240,12 @@ async fn what_envoy_does_reject_leaves_the_last_good_one(variant: Variant) {
     assert_eq!(mesh.state("filter").await.unwrap()["serving"], "last_good");
     traffic.sees("200 v1", 100).await;
 
-    // Envoy takes the last config that it was offered for the one to use in new listeners.
+    // Envoy takes the last config that it was offered for the one to use in listeners, changed and new.
+    mesh.control_plane.set(web(Some(resources::whole_requests())));
+    eventually("a changed listener", async || {
+        (envoy.stat("listener_manager.listener_modified").await == 1).then_some(())
+    })
+    .await;
     mesh.control_plane.set_all([listener("another", &[], &["filter", "cold"]), refuses.resource("cold")]);
     let another = envoy.listener("another").await;
     envoy.answers("the failure policy", another, |answer| answer.status == 403).await;
