@@ -1,13 +1,15 @@
 //! What Envoy runs while a module cannot be had, and that nothing which works is taken away.
 
+use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::HttpFilter;
 use envoy_types::pb::envoy::extensions::wasm::v3::FailurePolicy;
+use envoy_types::util::pack_any;
 
 use crate::support::envoy::{self, Variant};
 use crate::support::eventually;
 use crate::support::mesh::{Mesh, from_istio, listener};
 use crate::support::registry::Access;
 use crate::support::resources::{self, Kind};
-use crate::support::traffic::{Traffic, in_short};
+use crate::support::traffic::{InFlight, Traffic, in_short};
 
 /// Four filters whose registry is away, then is there.
 async fn the_failure_policy_stands_in(variant: Variant) {
@@ -103,16 +105,26 @@ async fn while_a_first_fetch_is_held_envoy_waits_and_answers_nobody() {
     assert_eq!(envoy.ecds_stat(Kind::Http, "filter", "config_reload").await, 1, "no fallback in between");
 }
 
-/// A reference that leads nowhere, then one that does, under load.
+/// A reference that leads nowhere, then one that does: under load, and with 2,000 requests in flight.
 async fn a_broken_update_changes_nothing(variant: Variant) {
+    const IN_FLIGHT: usize = 2_000;
     let mesh = Mesh::start(Access::Anonymous, "fetch: {hold: 0s}").await;
     let v1 = from_istio(Kind::Http, &mesh.publish("add-header-v1", "http", "v1").await);
     let v2 = from_istio(Kind::Http, &mesh.publish("add-header-v2", "http", "v2").await);
     let broken = from_istio(Kind::Http, &mesh.registry.url("http", "v3"));
-    mesh.control_plane.set_all([listener("web", &[], &["filter"]), v1.resource("filter")]);
+    let filters =
+        vec![resources::http_slot("filter", resources::discovery(Kind::Http)), resources::whole_requests()];
+    let web = pack_any(resources::listener("web", mesh.world.address(), vec![], filters));
+    mesh.control_plane.set_all([web, v1.resource("filter")]);
     let envoy = mesh.envoy(variant).await;
     envoy.live().await;
-    let traffic = Traffic::to(envoy.listener("web").await);
+    let address = envoy.listener("web").await;
+    let in_flight = InFlight::to(address, IN_FLIGHT).await;
+    eventually("all requests in flight", async || {
+        (envoy.stat("http.web.downstream_rq_active").await == IN_FLIGHT as u64).then_some(())
+    })
+    .await;
+    let traffic = Traffic::to(address);
     traffic.sees("200 v1", 20).await;
 
     mesh.control_plane.set(broken.resource("filter"));
@@ -122,6 +134,7 @@ async fn a_broken_update_changes_nothing(variant: Variant) {
     .await;
     assert_eq!(state["serving"], "last_good", "{state}");
     traffic.sees("200 v1", 200).await;
+    assert_eq!(in_flight.finish().await, [("200 v1".to_owned(), IN_FLIGHT)].into());
     assert_eq!(envoy.ecds_stat(Kind::Http, "filter", "config_reload").await, 1);
 
     mesh.control_plane.set(v2.resource("filter"));
@@ -206,10 +219,15 @@ async fn what_envoy_does_reject_leaves_the_last_good_one(variant: Variant) {
     let v1 = from_istio(Kind::Http, &mesh.publish("add-header-v1", "http", "v1").await);
     let v2 = from_istio(Kind::Http, &mesh.publish("add-header-v2", "http", "v2").await);
     let refuses = from_istio(Kind::Http, &mesh.publish("fails-configure", "refuses", "v1").await);
-    mesh.control_plane.set_all([listener("web", &[], &["filter"]), v1.resource("filter")]);
+    let address = mesh.world.address();
+    let web = |more: Option<HttpFilter>| {
+        let filter = resources::http_slot("filter", resources::discovery(Kind::Http));
+        pack_any(resources::listener("web", address, vec![], [filter].into_iter().chain(more).collect()))
+    };
+    mesh.control_plane.set_all([web(None), v1.resource("filter")]);
     let envoy = mesh.envoy(variant).await;
     envoy.live().await;
-    let traffic = Traffic::to(envoy.listener("web").await);
+    let traffic = Traffic::to(address);
     traffic.sees("200 v1", 20).await;
 
     mesh.control_plane.set(refuses.resource("filter"));
@@ -222,7 +240,12 @@ async fn what_envoy_does_reject_leaves_the_last_good_one(variant: Variant) {
     assert_eq!(mesh.state("filter").await.unwrap()["serving"], "last_good");
     traffic.sees("200 v1", 100).await;
 
-    // Envoy takes the last config that it was offered for the one to use in new listeners.
+    // Envoy takes the last config that it was offered for the one to use in listeners, changed and new.
+    mesh.control_plane.set(web(Some(resources::whole_requests())));
+    eventually("a changed listener", async || {
+        (envoy.stat("listener_manager.listener_modified").await == 1).then_some(())
+    })
+    .await;
     mesh.control_plane.set_all([listener("another", &[], &["filter", "cold"]), refuses.resource("cold")]);
     let another = envoy.listener("another").await;
     envoy.answers("the failure policy", another, |answer| answer.status == 403).await;

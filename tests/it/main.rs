@@ -6,6 +6,7 @@
 
 mod agent_config;
 mod bad_sources;
+mod cold_start;
 mod commands;
 mod documents;
 mod ecds_memory;
@@ -17,6 +18,8 @@ mod fallback;
 mod filters;
 mod flow;
 mod harness;
+mod hot_restart;
+mod hungry_modules;
 mod image;
 mod listeners;
 mod metrics;
@@ -30,3 +33,4 @@ mod standalone;
 mod store;
 mod structure;
 mod support;
+mod updates;

@@ -41,7 +41,7 @@ async fn an_agent_that_is_killed_in_mid_pull_pulls_again_and_leaves_nothing_behi
     assert_eq!(blobs, 2, "the whole module again: {pulls:?}");
 }
 
-/// Under load, with the registry stopped while the agent is away.
+/// Under load, with the registry stopped while the agent is away: asked to stop, then killed.
 async fn a_restart_is_served_from_disk(variant: Variant) {
     let mut mesh = Mesh::start(Access::Anonymous, "").await;
     let filter = from_istio(Kind::Http, &mesh.publish("add-header-v1", "http", "v1").await);
@@ -56,21 +56,26 @@ async fn a_restart_is_served_from_disk(variant: Variant) {
     let traffic = Traffic::to(envoy.listener("web").await);
     traffic.sees("200 v1", 20).await;
     let filters = [(Kind::Http, "filter"), (Kind::Network, "gate")];
-    let mut updates = Vec::new();
-    for (kind, name) in filters {
-        updates.push(envoy.ecds_stat(kind, name, "update_success").await);
-    }
     let pulls = mesh.registry.pulls().await;
 
     mesh.registry.stop();
-    assert_eq!(mesh.agent.stop().await, Some(0));
-    traffic.sees("200 v1", 20).await;
-    mesh.agent.resume(&mesh.world).await;
-    for ((kind, name), before) in filters.into_iter().zip(updates) {
-        eventually("the same config, sent and accepted again", async || {
-            (envoy.ecds_stat(kind, name, "update_success").await > before).then_some(())
-        })
-        .await;
+    for killed in [false, true] {
+        let mut updates = Vec::new();
+        for (kind, name) in filters {
+            updates.push(envoy.ecds_stat(kind, name, "update_success").await);
+        }
+        match killed {
+            false => assert_eq!(mesh.agent.stop().await, Some(0)),
+            true => mesh.agent.kill(),
+        }
+        traffic.sees("200 v1", 20).await;
+        mesh.agent.resume(&mesh.world).await;
+        for ((kind, name), before) in filters.into_iter().zip(updates) {
+            eventually("the same config, sent and accepted again", async || {
+                (envoy.ecds_stat(kind, name, "update_success").await > before).then_some(())
+            })
+            .await;
+        }
     }
     traffic.sees("200 v1", 100).await;
     traffic.saw_only(&["200 v1"]);

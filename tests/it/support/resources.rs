@@ -12,6 +12,7 @@ use envoy_types::pb::envoy::config::rbac::v3::{self as rbac_rules, rbac::Action}
 use envoy_types::pb::envoy::config::route::v3::{
     DirectResponseAction, Route, RouteConfiguration, RouteMatch, VirtualHost, route, route_match,
 };
+use envoy_types::pb::envoy::extensions::filters::http::buffer::v3::Buffer;
 use envoy_types::pb::envoy::extensions::filters::http::rbac::v3::Rbac as HttpRbac;
 use envoy_types::pb::envoy::extensions::filters::http::router::v3::Router;
 use envoy_types::pb::envoy::extensions::filters::http::wasm::v3::Wasm as HttpWasm;
@@ -23,7 +24,7 @@ use envoy_types::pb::envoy::extensions::filters::network::wasm::v3::Wasm as Netw
 use envoy_types::pb::envoy::extensions::wasm::v3::{
     EnvironmentVariables, FailurePolicy, PluginConfig, VmConfig, plugin_config,
 };
-use envoy_types::pb::google::protobuf::{Any, Duration, StringValue};
+use envoy_types::pb::google::protobuf::{Any, Duration, StringValue, UInt32Value};
 use envoy_types::util::pack_any;
 use prost::{Message, Name};
 
@@ -119,6 +120,16 @@ pub fn http_slot(name: &str, discovery: ExtensionConfigSource) -> HttpFilter {
     HttpFilter {
         name: name.into(),
         config_type: Some(http_filter::ConfigType::ConfigDiscovery(discovery)),
+        ..HttpFilter::default()
+    }
+}
+
+/// An HTTP filter that lets a request pass when all of it is there.
+pub fn whole_requests() -> HttpFilter {
+    let buffer = Buffer { max_request_bytes: Some(UInt32Value { value: 1024 }) };
+    HttpFilter {
+        name: "whole-requests".into(),
+        config_type: Some(http_filter::ConfigType::TypedConfig(pack_any(buffer))),
         ..HttpFilter::default()
     }
 }
