@@ -24,7 +24,7 @@ mod watch;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -126,6 +126,17 @@ pub struct Fetch {
     pub concurrency: usize,
     /// How long a resource whose fetch failed waits before its failure policy's filter is sent.
     pub hold: Duration,
+    /// Whether tags are looked at again; none is never.
+    pub tag_refresh: Option<TagRefresh>,
+}
+
+/// How tags are looked at again, to see whether they have moved.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TagRefresh {
+    /// Between two looks at the most.
+    pub interval: Duration,
+    /// `HOST` or `HOST:PORT`, in lower case; none is all.
+    pub registries: Option<BTreeSet<String>>,
 }
 
 impl Default for Fetch {
@@ -135,6 +146,7 @@ impl Default for Fetch {
             progress_timeout: Duration::from_secs(30),
             concurrency: 4,
             hold: Duration::from_secs(5),
+            tag_refresh: None,
         }
     }
 }

@@ -4,11 +4,12 @@
 //! To Envoy it is a whole xDS server, to the control plane a whole client: both nonce spaces and
 //! Envoy's versions are its own. One machine serves one stream. Its parts: [`slot`] is what is known
 //! of one resource, [`envoy`] the protocol towards Envoy, [`control`] the one towards the control
-//! plane; this file is what happens between them.
+//! plane, [`refresh`] what is done about tags that move; this file is what happens between them.
 
 pub mod control;
 pub mod envoy;
 pub mod events;
+pub mod refresh;
 pub mod slot;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,6 +22,8 @@ pub use crate::upstream::directory::Variant;
 pub use self::events::{
     Action, ControlRequest, ControlResponse, EnvoyRequest, EnvoyResponse, Failure, Names, Note, Serving,
 };
+
+pub use self::refresh::Refresh;
 
 use self::control::Control;
 use self::envoy::{Envoy, Verdict};
@@ -38,6 +41,8 @@ pub struct Settings {
     pub retry_cap: Duration,
     /// How long the control plane waits for Envoy's verdict at the most.
     pub answer_after: Duration,
+    /// Whether tags are looked at again.
+    pub refresh: Option<Refresh>,
 }
 
 /// The name that asks for all resources of a type.
@@ -50,6 +55,7 @@ impl Default for Settings {
             retry_first: Duration::from_secs(1),
             retry_cap: Duration::from_secs(60),
             answer_after: Duration::from_secs(1),
+            refresh: None,
         }
     }
 }
@@ -210,6 +216,7 @@ impl Machine {
             self.answer();
         }
         self.resuming = self.resuming.filter(|until| *until > now);
+        self.refresh_due(now);
         for (name, slot) in &mut self.slots {
             if let Some(request) = slot.retry_due(now) {
                 let (name, generation) = (name.clone(), slot.generation);

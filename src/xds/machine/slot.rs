@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 
+use super::refresh::Follow;
 use super::{Failure, Serving};
 use crate::module::ModuleRequest;
 use crate::protobuf::messages::RESOURCE_TTL;
@@ -139,6 +140,8 @@ pub struct Slot {
     pub offer: Option<Offer>,
     pub fetching: Fetching,
     pub failing: Option<Failing>,
+    /// What the module came from, where it has come.
+    pub follow: Option<Follow>,
     /// Envoy said on connecting that it holds this resource, or may hold it, so it gets no fallback.
     pub envoy_holds: bool,
     /// When the fallback is due, while there is nothing better.
@@ -178,10 +181,8 @@ impl Slot {
         self.generation = generation;
         self.fetching = Fetching::Idle;
         self.failing = None;
-        // What Envoy has accepted another config since gets a second chance. Not so what it would
-        // only ignore, nor what is about to be replaced.
-        let kept = [self.attempted, self.candidate.as_ref().map(|candidate| candidate.hash)];
-        self.doubts.retain(|(hash, _)| kept.contains(&Some(*hash)));
+        self.follow = None;
+        self.give_second_chances();
         let timeout = match &offer.plan {
             Plan::Remote(remote) => remote.request.as_ref().ok().and_then(|request| request.timeout),
             _ => None,
@@ -193,6 +194,13 @@ impl Slot {
         };
         self.offer = Some(offer);
         self.hold_until = Some(now + hold);
+    }
+
+    /// What Envoy has accepted another config since gets a second chance. Not so what it would only
+    /// ignore, nor what is about to be replaced.
+    fn give_second_chances(&mut self) {
+        let kept = [self.attempted, self.candidate.as_ref().map(|candidate| candidate.hash)];
+        self.doubts.retain(|(hash, _)| kept.contains(&Some(*hash)));
     }
 
     /// Makes the resource, or what is left of it without our keys, the candidate; whether that is
@@ -222,6 +230,13 @@ impl Slot {
         Ok(self.failing.take().is_some())
     }
 
+    /// The same offer's module is another one now, and lies at `path`.
+    pub fn moved(&mut self, path: &Path) {
+        self.give_second_chances();
+        // Where the path cannot be used, what is there stays.
+        let _ = self.arrived(path);
+    }
+
     /// A fetch failed; the pause until the next, where another try can help.
     pub fn fails(&mut self, failure: Failure, pause: Duration, now: Instant) -> Option<Duration> {
         let failing = self.failing.get_or_insert(Failing { since: now, attempts: 0, last: failure.clone() });
@@ -248,7 +263,8 @@ impl Slot {
             Fetching::Waiting(at) => Some(at),
             Fetching::Idle | Fetching::Running => None,
         };
-        retry.into_iter().chain(self.fall_back_at).min()
+        let refresh = self.follow.as_ref().and_then(Follow::deadline);
+        retry.into_iter().chain(self.fall_back_at).chain(refresh).min()
     }
 
     /// The request to try again with, once its time has come.

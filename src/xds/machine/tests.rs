@@ -1,6 +1,7 @@
 //! The machine against scripts, and against a model of Envoy (`model`).
 
 mod model;
+mod refresh;
 mod resume;
 
 use std::path::Path;
@@ -8,6 +9,7 @@ use std::path::Path;
 use bytes::Bytes;
 
 use super::*;
+use crate::digest::SourceDigest;
 use crate::protobuf::messages::{Any, Resource, TypedExtensionConfig};
 use crate::protobuf::{type_url, wire};
 use crate::rewrite;
@@ -95,6 +97,8 @@ struct Bench {
     fetches: Vec<(String, u64)>,
     /// What each of them is of.
     urls: Vec<String>,
+    /// Name, generation, URL and what is known of the looks at tags.
+    refreshes: Vec<(String, u64, String, SourceDigest)>,
     notes: Vec<Note>,
     names: BTreeSet<String>,
     sent: u64,
@@ -114,6 +118,7 @@ impl Bench {
             requests: Vec::new(),
             fetches: Vec::new(),
             urls: Vec::new(),
+            refreshes: Vec::new(),
             notes: Vec::new(),
             names: BTreeSet::new(),
             sent: 0,
@@ -135,6 +140,9 @@ impl Bench {
                 Action::Fetch { name, generation, request } => {
                     self.fetches.push((name, generation));
                     self.urls.push(request.url.to_string());
+                }
+                Action::Refresh { name, generation, request, known } => {
+                    self.refreshes.push((name, generation, request.url.to_string(), known));
                 }
                 Action::Note(note) => self.notes.push(note),
             }

@@ -4,6 +4,7 @@
 mod control;
 mod end;
 mod notes;
+mod refresh;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use self::control::{Control, ReadWith};
 use self::end::End;
 use self::notes::shown;
+use self::refresh::Refreshed;
 use super::budget::Budget;
 use super::frame::{Incoming, Message, Messages, STALL_LIMIT};
 use super::intercept::{self, INTERCEPTED};
@@ -59,7 +61,8 @@ pub struct Shared {
     pub shutdown: CancellationToken,
 }
 
-/// What can change while streams are open; each new stream takes what is set then.
+/// What can change while streams are open. Each new stream takes what is set then; of what is set
+/// later, an open one takes which tags are followed.
 #[derive(Debug, Clone)]
 pub struct RelaySettings {
     /// Bytes that may wait for a peer that does not read.
@@ -77,6 +80,9 @@ struct Session {
     machine: Machine,
     to_envoy: Outbox,
     fetches: JoinSet<Fetched>,
+    refreshes: JoinSet<Refreshed>,
+    /// What can change while the stream is open.
+    settings: watch::Receiver<RelaySettings>,
     entry: Entry,
     /// Envoy's node as it sent it, until the control plane has it.
     node: Option<Bytes>,
@@ -94,7 +100,8 @@ pub fn start(
     metadata: HeaderMap,
     body: HyperBody,
 ) -> (OutboxBody, impl Future<Output = ()> + Send + use<>) {
-    let settings = shared.settings.borrow().clone();
+    let mut watched = shared.settings.clone();
+    let settings = watched.borrow_and_update().clone();
     let (to_envoy, envoy_body) = outbox(settings.queue_bytes, &shared.budget);
     let control = Control::open(shared, variant, path, metadata, settings.queue_bytes);
     let from_envoy = Messages::new(body, ENVOY_LIMIT, shared.requests_budget.clone(), shared.clock.clone());
@@ -106,6 +113,8 @@ pub fn start(
         shared: shared.clone(),
         to_envoy,
         fetches: JoinSet::new(),
+        refreshes: JoinSet::new(),
+        settings: watched,
         entry,
         node: None,
         node_sent: false,
@@ -181,6 +190,13 @@ impl Session {
                 while let Some(fetched) = self.fetches.try_join_next() {
                     self.on_fetched(fetched);
                 }
+            }
+            Some(refreshed) = self.refreshes.join_next(), if !self.refreshes.is_empty() => {
+                self.on_refreshed(refreshed);
+            }
+            Ok(()) = self.settings.changed() => {
+                let refresh = self.settings.borrow_and_update().machine.refresh.clone();
+                self.machine.set_refresh(refresh, shared.clock.now());
             }
             () = sleep_until(&shared.clock, deadline) => self.machine.tick(shared.clock.now()),
         }
@@ -276,16 +292,11 @@ impl Session {
         let Ok((name, generation, outcome)) = fetched else { return };
         let now = self.shared.clock.now();
         match outcome {
-            Ok(module) => self.machine.fetched(&name, generation, Ok(module.path()), now),
-            Err(error) => {
-                let failure = Failure {
-                    message: error.to_string(),
-                    label: error.label(),
-                    permanent: error.is_permanent(),
-                    retry_after: error.retry_after(),
-                };
-                self.machine.fetched(&name, generation, Err(failure), now);
+            Ok(module) => {
+                self.machine.fetched(&name, generation, Ok(module.path()), now);
+                self.machine.came_from(&name, generation, module.source, now);
             }
+            Err(error) => self.machine.fetched(&name, generation, Err(failure(&error)), now),
         }
     }
 
@@ -317,11 +328,23 @@ impl Session {
                     let resolver = self.shared.resolver.clone();
                     self.fetches.spawn(async move { (name, generation, resolver.resolve(*request).await) });
                 }
+                Action::Refresh { name, generation, request, known } => {
+                    self.refresh(name, generation, *request, known);
+                }
                 Action::Note(note) => self.note(note),
             }
         }
         self.publish();
         Ok(())
+    }
+}
+
+fn failure(error: &ResolveError) -> Failure {
+    Failure {
+        message: error.to_string(),
+        label: error.label(),
+        permanent: error.is_permanent(),
+        retry_after: error.retry_after(),
     }
 }
 
