@@ -25,3 +25,4 @@ mod standalone;
 mod store;
 mod structure;
 mod support;
+mod tags;

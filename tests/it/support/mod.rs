@@ -20,6 +20,7 @@ pub mod pulls;
 pub mod registry;
 pub mod resources;
 pub mod sockets;
+pub mod timed;
 pub mod traffic;
 pub mod world;
 
