@@ -13,9 +13,9 @@ pub mod refresh;
 pub mod slot;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
 use std::time::{Duration, Instant};
 
+use crate::module::Module;
 use crate::rewrite::Plan;
 pub use crate::upstream::directory::Variant;
 
@@ -183,7 +183,7 @@ impl Machine {
     }
 
     /// A fetch that was asked for has ended.
-    pub fn fetched(&mut self, name: &str, generation: u64, result: Result<&Path, Failure>, now: Instant) {
+    pub fn fetched(&mut self, name: &str, generation: u64, result: Result<&Module, Failure>, now: Instant) {
         let Some(slot) = self.slots.get_mut(name) else { return };
         // A newer config came meanwhile: what was fetched stays in the store.
         if slot.generation != generation {
@@ -191,11 +191,12 @@ impl Machine {
         }
         slot.fetching = Fetching::Idle;
         match result {
-            Ok(path) => match slot.arrived(path) {
+            Ok(module) => match slot.arrived(module) {
                 Ok(recovered) => {
                     if recovered {
                         self.actions.push(Action::Note(Note::Recovered { name: name.to_owned() }));
                     }
+                    self.follow(name, module.source, now);
                 }
                 Err(reason) => self.failed(name, reason, now),
             },

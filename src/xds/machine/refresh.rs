@@ -4,13 +4,12 @@
 //! made from it is another one, and takes the same way to Envoy as any.
 
 use std::collections::BTreeSet;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::slot::{Offer, Slot};
 use super::{Action, Failure, Machine};
 use crate::digest::SourceDigest;
-use crate::module::ModuleRequest;
+use crate::module::{Module, ModuleRequest};
 use crate::rewrite::Plan;
 
 /// Which tags are looked at again, and how often.
@@ -72,22 +71,21 @@ impl Slot {
 }
 
 impl Machine {
-    /// What was [fetched](Machine::fetched) came from this manifest.
-    pub fn came_from(&mut self, name: &str, generation: u64, source: SourceDigest, now: Instant) {
-        let Some(slot) = self.slots.get_mut(name).filter(|slot| slot.generation == generation) else {
-            return;
-        };
-        slot.follow = Some(Follow { source, next: Next::Never });
+    /// The module came from this manifest.
+    pub(super) fn follow(&mut self, name: &str, source: SourceDigest, now: Instant) {
+        if let Some(slot) = self.slots.get_mut(name) {
+            slot.follow = Some(Follow { source, next: Next::Never });
+        }
         self.plan_refresh(name, Duration::ZERO, now);
     }
 
-    /// A look that was asked for has ended: the module is another one now and lies at this path, or it
-    /// is the same, or nobody knows.
+    /// A look that was asked for has ended: the module is another one now, or it is the same, or
+    /// nobody knows.
     pub fn refreshed(
         &mut self,
         name: &str,
         generation: u64,
-        result: Result<Option<(&Path, SourceDigest)>, Failure>,
+        result: Result<Option<&Module>, Failure>,
         now: Instant,
     ) {
         let Some(slot) = self.slots.get_mut(name).filter(|slot| slot.generation == generation) else {
@@ -98,9 +96,9 @@ impl Machine {
         let mut pause = Duration::ZERO;
         match result {
             Ok(None) => {}
-            Ok(Some((path, source))) => {
-                follow.source = source;
-                slot.moved(path);
+            Ok(Some(module)) => {
+                follow.source = module.source;
+                slot.moved(module);
             }
             Err(failure) => pause = failure.retry_after.unwrap_or_default(),
         }

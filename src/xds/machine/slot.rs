@@ -1,7 +1,7 @@
 //! What is known of one resource: what the control plane wants, what Envoy has, and what stands
 //! between the two.
 
-use std::path::Path;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -9,7 +9,8 @@ use sha2::{Digest as _, Sha256};
 
 use super::refresh::Follow;
 use super::{Failure, Serving};
-use crate::module::ModuleRequest;
+use crate::digest::PayloadDigest;
+use crate::module::{Module, ModuleRequest};
 use crate::protobuf::messages::RESOURCE_TTL;
 use crate::protobuf::wire::Fields;
 use crate::rewrite::Plan;
@@ -132,6 +133,21 @@ pub struct Failing {
     pub last: Failure,
 }
 
+/// What a config was made with.
+#[derive(Debug)]
+struct Made {
+    source_key: [u8; 32],
+    payload: PayloadDigest,
+    path: PathBuf,
+}
+
+impl Made {
+    /// Whether a config that is made with this says the same to Envoy.
+    fn is_as_good_as(&self, other: &Self) -> bool {
+        (self.source_key, self.payload) == (other.source_key, other.payload)
+    }
+}
+
 /// One resource.
 #[derive(Debug, Default)]
 pub struct Slot {
@@ -150,6 +166,8 @@ pub struct Slot {
     hold_until: Option<Instant>,
     /// What Envoy ought to have.
     candidate: Option<Candidate>,
+    /// What the last candidate that is no fallback was made with.
+    made: Option<Made>,
     /// The last config that Envoy accepted; a fallback only where it accepted nothing better.
     accepted: Option<Candidate>,
     /// That was the resend of a suspect, which Envoy accepts unread where it read it before.
@@ -216,9 +234,13 @@ impl Slot {
         self.awaits_verdict()
     }
 
-    /// The module is at `path`; whether a failure ended by that.
-    pub fn arrived(&mut self, path: &Path) -> Result<bool, Failure> {
+    /// The module is there; whether a failure ended by that.
+    pub fn arrived(&mut self, module: &Module) -> Result<bool, Failure> {
         let Some(Offer { plan: Plan::Remote(remote), wrapper, .. }) = &self.offer else { return Ok(false) };
+        let made = Made { source_key: remote.source_key, payload: module.payload, path: module.path.clone() };
+        // Another credential has another view of it, and that is all that changed.
+        let made = self.made.take().filter(|last| last.is_as_good_as(&made)).unwrap_or(made);
+        let path = &made.path;
         let body = remote.with_local(path).map_err(|error| Failure {
             message: error.to_string(),
             label: "unusable_path",
@@ -226,15 +248,16 @@ impl Slot {
             retry_after: None,
         })?;
         self.candidate = Some(Candidate::new(body, wrapper.clone(), false, self.generation));
+        self.made = Some(made);
         self.fall_back_at = None;
         Ok(self.failing.take().is_some())
     }
 
-    /// The same offer's module is another one now, and lies at `path`.
-    pub fn moved(&mut self, path: &Path) {
+    /// The same offer's module is another one now.
+    pub fn moved(&mut self, module: &Module) {
         self.give_second_chances();
-        // Where the path cannot be used, what is there stays.
-        let _ = self.arrived(path);
+        // Where its path cannot be used, what is there stays.
+        let _ = self.arrived(module);
     }
 
     /// A fetch failed; the pause until the next, where another try can help.

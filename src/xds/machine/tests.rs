@@ -3,13 +3,12 @@
 mod model;
 mod refresh;
 mod resume;
-
-use std::path::Path;
+mod rotate;
 
 use bytes::Bytes;
 
 use super::*;
-use crate::digest::SourceDigest;
+use crate::digest::{PayloadDigest, SourceDigest};
 use crate::protobuf::messages::{Any, Resource, TypedExtensionConfig};
 use crate::protobuf::{type_url, wire};
 use crate::rewrite;
@@ -47,6 +46,17 @@ fn plain(name: &str, text: &str) -> Bytes {
         wire::put_message(any, 2, |value| wire::put_string(value, 1, text));
     });
     out.into()
+}
+
+/// A module with a payload and a manifest of its own.
+fn module_at(path: &str) -> Module {
+    Module {
+        path: path.into(),
+        payload: PayloadDigest::of(path.as_bytes()),
+        source: SourceDigest::of(path.as_bytes()),
+        size: 1,
+        cached: false,
+    }
 }
 
 fn offer(variant: Variant, body: &Bytes) -> Offer {
@@ -202,7 +212,7 @@ impl Bench {
 
     fn arrives(&mut self, fetch: usize, path: &str) {
         let (name, generation) = self.fetches[fetch].clone();
-        self.machine.fetched(&name, generation, Ok(Path::new(path)), self.now);
+        self.machine.fetched(&name, generation, Ok(&module_at(path)), self.now);
         self.act();
     }
 

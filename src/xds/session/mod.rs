@@ -292,10 +292,7 @@ impl Session {
         let Ok((name, generation, outcome)) = fetched else { return };
         let now = self.shared.clock.now();
         match outcome {
-            Ok(module) => {
-                self.machine.fetched(&name, generation, Ok(module.path()), now);
-                self.machine.came_from(&name, generation, module.source, now);
-            }
+            Ok(module) => self.machine.fetched(&name, generation, Ok(&module), now),
             Err(error) => self.machine.fetched(&name, generation, Err(failure(&error)), now),
         }
     }

@@ -27,7 +27,7 @@ impl Session {
         // As for a fetch: this task only waits.
         let Ok((name, generation, outcome)) = refreshed else { return };
         let outcome = match &outcome {
-            Ok(module) => Ok(module.as_ref().map(|module| (module.path(), module.source))),
+            Ok(module) => Ok(module.as_ref()),
             Err(error) => Err(failure(error)),
         };
         self.machine.refreshed(&name, generation, outcome, self.shared.clock.now());

@@ -5,8 +5,8 @@ use super::*;
 const INTERVAL: Duration = Duration::from_secs(60);
 const TAG: &str = "oci://r.io/a:1";
 
-fn source(number: u8) -> SourceDigest {
-    SourceDigest::of(&[number])
+fn source(path: &str) -> SourceDigest {
+    module_at(path).source
 }
 
 fn all() -> Option<Refresh> {
@@ -21,17 +21,10 @@ impl Bench {
         bench
     }
 
-    /// The fetch brings the module of a manifest.
-    fn comes(&mut self, fetch: usize, path: &str, number: u8) {
-        self.arrives(fetch, path);
-        let (name, generation) = self.fetches[fetch].clone();
-        self.machine.came_from(&name, generation, source(number), self.now);
-    }
-
     /// One that Envoy has accepted.
     fn runs(&mut self, url: &str) {
         self.control(&[filter("a", url, false)], &[]);
-        self.comes(self.fetches.len() - 1, "/store/one.wasm", 1);
+        self.arrives(self.fetches.len() - 1, "/store/one.wasm");
         self.ack();
     }
 
@@ -41,16 +34,17 @@ impl Bench {
         assert_eq!(self.refreshes.len(), looks);
     }
 
-    /// A look ends.
-    fn seen(&mut self, look: usize, result: Result<Option<(&str, u8)>, Failure>) {
+    /// A look ends, with the path of the module where there is another one.
+    fn seen(&mut self, look: usize, result: Result<Option<&str>, Failure>) {
         let (name, generation, ..) = self.refreshes[look].clone();
-        let result = result.map(|found| found.map(|(path, number)| (Path::new(path), source(number))));
+        let module = result.map(|path| path.map(module_at));
+        let result = module.as_ref().map(Option::as_ref).map_err(Clone::clone);
         self.machine.refreshed(&name, generation, result, self.now);
         self.act();
     }
 
-    fn moves(&mut self, look: usize, path: &str, number: u8) {
-        self.seen(look, Ok(Some((path, number))));
+    fn moves(&mut self, look: usize, path: &str) {
+        self.seen(look, Ok(Some(path)));
     }
 }
 
@@ -78,7 +72,7 @@ fn a_tag_is_looked_at_after_half_the_interval_to_all_of_it_and_once_at_a_time() 
         pauses.insert(pause);
         bench.passes(pause);
         assert_eq!(bench.refreshes.len(), look + 1);
-        assert_eq!(bench.refreshes[look], ("a".to_owned(), 1, TAG.to_owned(), source(1)));
+        assert_eq!(bench.refreshes[look], ("a".to_owned(), 1, TAG.to_owned(), source("/store/one.wasm")));
         // Nobody looks a second time while somebody does.
         bench.passes(INTERVAL * 3);
         assert_eq!(bench.refreshes.len(), look + 1);
@@ -95,12 +89,12 @@ fn the_module_of_a_tag_that_moved_is_delivered_and_the_control_plane_has_no_part
         bench.runs(TAG);
         let requests = bench.requests.len();
         bench.passes_until(1);
-        bench.moves(0, "/store/two.wasm", 2);
+        bench.moves(0, "/store/two.wasm");
         assert!(holds(&bench.last()["a"], "/store/two.wasm"));
         assert_eq!(bench.serving("a"), Serving::Current);
         bench.ack();
         bench.passes_until(2);
-        assert_eq!(bench.refreshes[1], ("a".to_owned(), 1, TAG.to_owned(), source(2)));
+        assert_eq!(bench.refreshes[1], ("a".to_owned(), 1, TAG.to_owned(), source("/store/two.wasm")));
         assert_eq!((bench.responses.len(), bench.requests.len()), (2, requests));
         assert_eq!(bench.notes, []);
     }
@@ -120,7 +114,7 @@ fn a_look_that_fails_changes_nothing_but_may_put_off_the_next() {
         bench.passes(INTERVAL * 5 - Duration::from_secs(1));
         assert_eq!(bench.refreshes.len(), 2);
         bench.passes(Duration::from_secs(1));
-        bench.moves(2, "/store/two.wasm", 2);
+        bench.moves(2, "/store/two.wasm");
         assert!(holds(&bench.last()["a"], "/store/two.wasm"));
         assert_eq!((bench.responses.len(), bench.notes.len()), (2, 0));
     }
@@ -133,20 +127,23 @@ fn what_a_look_finds_for_an_older_offer_is_void() {
         bench.runs(TAG);
         bench.passes_until(1);
         bench.control(&[filter("a", "oci://r.io/a:2", false)], &[]);
-        bench.moves(0, "/store/old.wasm", 2);
+        bench.moves(0, "/store/old.wasm");
         assert_eq!(bench.responses.len(), 1, "the newer one is on its way");
-        bench.comes(1, "/store/new.wasm", 3);
+        bench.arrives(1, "/store/new.wasm");
         assert!(holds(&bench.last()["a"], "/store/new.wasm"));
         bench.ack();
         bench.passes_until(2);
-        assert_eq!(bench.refreshes[1], ("a".to_owned(), 2, "oci://r.io/a:2".to_owned(), source(3)));
+        assert_eq!(
+            bench.refreshes[1],
+            ("a".to_owned(), 2, "oci://r.io/a:2".to_owned(), source("/store/new.wasm"))
+        );
     }
     let mut bench = Bench::following(Variant::Delta, &["a"]);
     bench.runs(TAG);
     bench.passes_until(1);
     bench.control(&[], &["a"]);
     bench.ack();
-    bench.moves(0, "/store/old.wasm", 2);
+    bench.moves(0, "/store/old.wasm");
     assert_eq!((bench.responses.len(), bench.machine.deadline()), (2, None), "it was removed");
 }
 
@@ -184,7 +181,7 @@ fn a_tag_that_moves_to_what_envoy_rejects_leaves_the_last_good_until_it_moves_on
         let mut bench = Bench::following(variant, &["a"]);
         bench.runs(TAG);
         bench.passes_until(1);
-        bench.moves(0, "/store/bad.wasm", 2);
+        bench.moves(0, "/store/bad.wasm");
         bench.nack("on_configure failed");
         assert!(holds(&bench.last()["a"], "/store/one.wasm"), "what works comes again at once");
         assert_eq!(bench.serving("a"), Serving::LastGood);
@@ -194,7 +191,7 @@ fn a_tag_that_moves_to_what_envoy_rejects_leaves_the_last_good_until_it_moves_on
         bench.seen(1, Ok(None));
         assert_eq!(bench.responses.len(), sent, "what was rejected is not sent again");
         bench.passes_until(3);
-        bench.moves(2, "/store/two.wasm", 3);
+        bench.moves(2, "/store/two.wasm");
         assert!(holds(&bench.last()["a"], "/store/two.wasm"));
         bench.ack();
         assert_eq!((bench.serving("a"), bench.responses.len()), (Serving::Current, sent + 1));
@@ -210,7 +207,7 @@ fn an_open_stream_takes_over_which_tags_are_followed() {
     bench.passes_until(1);
     // Also while somebody looks.
     bench.machine.set_refresh(None, bench.now);
-    bench.moves(0, "/store/two.wasm", 2);
+    bench.moves(0, "/store/two.wasm");
     assert!(holds(&bench.last()["a"], "/store/two.wasm"));
     bench.passes(INTERVAL * 10);
     assert_eq!((bench.refreshes.len(), bench.machine.deadline()), (1, None));
