@@ -21,6 +21,7 @@ mod prefetch;
 mod push;
 mod relay;
 mod restart;
+mod secrets;
 mod standalone;
 mod store;
 mod structure;

@@ -190,6 +190,8 @@ impl Session {
                 while let Some(fetched) = self.fetches.try_join_next() {
                     self.on_fetched(fetched);
                 }
+                // Also where nothing follows from it.
+                self.publish();
             }
             Some(refreshed) = self.refreshes.join_next(), if !self.refreshes.is_empty() => {
                 self.on_refreshed(refreshed);
