@@ -23,7 +23,7 @@ use crate::upstream::grpc::{ConnectError, ControlPlane};
 use crate::wasm;
 use crate::xds::budget::Budget;
 use crate::xds::listener;
-use crate::xds::machine::Settings;
+use crate::xds::machine::{Refresh, Settings};
 use crate::xds::memories::Memories;
 use crate::xds::session::{RelaySettings, Shared};
 use crate::xds::state::States;
@@ -86,6 +86,7 @@ pub fn resolve_config(config: &Config, files: FileAccess, clock: &Clock) -> Reso
     ResolveConfig {
         fetcher: Fetcher::new(fetch, clock.clone()),
         timeout: config.fetch.timeout,
+        tag_interval: config.fetch.tag_refresh.as_ref().map_or(Duration::ZERO, |refresh| refresh.interval),
         limits: wasm::Limits { max_module_bytes: config.cache.max_module_bytes, ..wasm::Limits::default() },
         budgets: budgets(&config.wasm),
     }
@@ -107,10 +108,14 @@ fn budgets(wanted: &config::WasmBudgets) -> wasm::Budgets {
 }
 
 fn relay_settings(config: &Config) -> RelaySettings {
+    let refresh = config.fetch.tag_refresh.clone();
+    let refresh =
+        refresh.map(|refresh| Refresh { interval: refresh.interval, registries: refresh.registries });
     RelaySettings {
         queue_bytes: usize::try_from(config.relay.queue_bytes).unwrap_or(usize::MAX),
         machine: Settings {
             hold: config.fetch.hold,
+            refresh,
             falls_back_unseen: config.fetch.fallback == Fallback::Policy,
             nack_fetch_failures: config.fetch.nack_fetch_failures,
             ..Settings::default()

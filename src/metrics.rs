@@ -40,6 +40,8 @@ pub struct Metrics {
     pub lookups: Family<ResultLabel, Counter>,
     /// Fetches, by `success`, the error's label, or `abandoned` where nobody waited any more.
     pub fetches: Family<ResultLabel, Counter>,
+    /// Looks at tags, each for all who follow it: `unchanged`, `moved` or the error's label.
+    pub tag_refreshes: Family<ResultLabel, Counter>,
     pub fetch_seconds: Histogram,
     /// Module bytes that were fetched.
     pub fetched_bytes: Counter,
@@ -66,6 +68,7 @@ impl Metrics {
             resources: Family::default(),
             lookups: Family::default(),
             fetches: Family::default(),
+            tag_refreshes: Family::default(),
             fetch_seconds: Histogram::new(exponential_buckets(0.005, 2.0, 15)),
             fetched_bytes: Counter::default(),
             store_modules: Gauge::default(),
@@ -86,6 +89,11 @@ impl Metrics {
         registry.register("resources", "What became of intercepted resources", m.resources.clone());
         registry.register("store_lookups", "Lookups of modules in the store", m.lookups.clone());
         registry.register("fetches", "Fetches of modules from their sources", m.fetches.clone());
+        registry.register(
+            "tag_refreshes",
+            "Looks at tags, to see whether they moved",
+            m.tag_refreshes.clone(),
+        );
         registry.register_with_unit(
             "fetch_duration",
             "From the first request to the module in the store",

@@ -227,6 +227,17 @@ impl ModuleRequest {
             timeout: None,
         }
     }
+
+    /// The registry, `HOST[:PORT]`, whose tag this follows: the tag may come to name another module.
+    /// None for what a digest pins and for what is no image.
+    pub fn tag_registry(&self) -> Option<&str> {
+        match &self.url {
+            ModuleUrl::Oci(reference) if reference.digest().is_none() && self.expected.is_none() => {
+                Some(reference.registry())
+            }
+            _ => None,
+        }
+    }
 }
 
 /// A module that Envoy can open: complete, verified, durable.
@@ -304,6 +315,26 @@ mod tests {
         assert_eq!(policy("oci://r.io/a:v1"), PullPolicy::IfNotPresent);
         assert_eq!(policy(&format!("oci://r.io/a@sha256:{digest}")), PullPolicy::IfNotPresent);
         assert_eq!(policy("https://r.io/a:latest"), PullPolicy::IfNotPresent);
+    }
+
+    #[test]
+    fn only_a_tag_that_nothing_pins_is_followed() {
+        let digest = "0".repeat(64);
+        let request = |text: &str| ModuleRequest::new(url(text));
+        assert_eq!(request("oci://r.io:5000/a:v1").tag_registry(), Some("r.io:5000"));
+        assert_eq!(request("a").tag_registry(), Some("docker.io"));
+        let expecting = ModuleRequest {
+            expected: Some(ExpectedDigest::from_hex(&digest).unwrap()),
+            ..request("oci://r.io/a:v1")
+        };
+        let pinned = [&format!("oci://r.io/a@sha256:{digest}"), &format!("oci://r.io/a:v1@sha256:{digest}")];
+        for other in pinned.into_iter().map(|text| request(text)).chain([
+            expecting,
+            request("https://r.io/a:v1"),
+            request("file:///a"),
+        ]) {
+            assert_eq!(other.tag_registry(), None, "{other:?}");
+        }
     }
 
     #[test]

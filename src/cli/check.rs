@@ -101,6 +101,14 @@ fn engine_lines(config: &Config) -> Vec<(&'static str, String)> {
             ),
         ),
     ];
+    if let Some(refresh) = &fetch.tag_refresh {
+        let of = match &refresh.registries {
+            None => "all registries".to_owned(),
+            Some(hosts) => hosts.iter().map(String::as_str).collect::<Vec<_>>().join(", "),
+        };
+        let interval = show_duration(refresh.interval);
+        lines.push(("follow", format!("tags that move in {of}, looking every {interval}")));
+    }
     let folders: Vec<_> = config.sources.file.iter().map(|folder| folder.display().to_string()).collect();
     lines.push(match folders.is_empty() {
         true => ("refuse", "file:// in resources".to_owned()),
@@ -152,6 +160,7 @@ listeners:
   - {address: "127.0.0.1:0"}
 upstream: {address: "http://127.0.0.1:15012"}
 cache: {directory: /proc, max_module_bytes: 8MiB}
+fetch: {tag_refresh: {interval: 5m, registries: [a.io, b.io]}}
 sources: {file: [/a, /b]}
 registries: {a.io: {plain_http: true}, b.io: {}}
 blocked_cidrs: [10.0.0.0/8]
@@ -171,6 +180,7 @@ admin: {listen: "unix:/run/admin.sock"}
                stop         within 10s of SIGTERM\n  \
                store        modules of at most 8MiB in /proc\n  \
                fetch        4 at once from one server, each within 2m and never 30s without a byte\n  \
+               follow       tags that move in a.io, b.io, looking every 5m\n  \
                read         file:// in resources below /a, /b\n  \
                speak        plain HTTP to a.io\n  \
                block        10.0.0.0/8\n  \

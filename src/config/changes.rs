@@ -27,7 +27,8 @@ impl Config {
             cache: Cache { directory, max_module_bytes },
             sources,
             registries,
-            fetch: Fetch { timeout, progress_timeout, concurrency, hold, fallback, nack_fetch_failures },
+            fetch:
+                Fetch { timeout, progress_timeout, concurrency, hold, fallback, nack_fetch_failures, tag_refresh },
             blocked_cidrs,
             realms,
             relay: Relay { queue_bytes, in_flight_bytes },
@@ -48,6 +49,7 @@ impl Config {
             ("fetch.hold", *hold != old.fetch.hold),
             ("fetch.fallback", *fallback != old.fetch.fallback),
             ("fetch.nack_fetch_failures", *nack_fetch_failures != old.fetch.nack_fetch_failures),
+            ("fetch.tag_refresh", *tag_refresh != old.fetch.tag_refresh),
             ("blocked_cidrs", *blocked_cidrs != old.blocked_cidrs),
             ("realms", *realms != old.realms),
             ("relay.queue_bytes", *queue_bytes != old.relay.queue_bytes),

@@ -24,7 +24,7 @@ mod watch;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -130,6 +130,8 @@ pub struct Fetch {
     pub fallback: Fallback,
     /// The control plane's answer waits for fetches, `hold` at most, and says which failed.
     pub nack_fetch_failures: bool,
+    /// Whether tags are looked at again; none is never.
+    pub tag_refresh: Option<TagRefresh>,
 }
 
 /// What stands in for a module that cannot be had.
@@ -142,6 +144,15 @@ pub enum Fallback {
     None,
 }
 
+/// How tags are looked at again, to see whether they have moved.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TagRefresh {
+    /// Between two looks at the most.
+    pub interval: Duration,
+    /// `HOST` or `HOST:PORT`, in lower case; none is all.
+    pub registries: Option<BTreeSet<String>>,
+}
+
 impl Default for Fetch {
     fn default() -> Self {
         Self {
@@ -151,6 +162,7 @@ impl Default for Fetch {
             hold: Duration::from_secs(5),
             fallback: Fallback::Policy,
             nack_fetch_failures: false,
+            tag_refresh: None,
         }
     }
 }

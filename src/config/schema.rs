@@ -15,7 +15,7 @@ use super::address::{InvalidAddress, ListenAddress, collide, parse_host};
 use super::reader::{Field, Place, Problems, Section};
 use super::{
     Admin, Agent, Cache, Config, Fallback, Fetch, Health, Listener, Log, Registry, Relay, Shutdown, Sources,
-    Upstream, WasmBudgets, group,
+    TagRefresh, Upstream, WasmBudgets, group,
 };
 use crate::yaml::Node;
 
@@ -24,6 +24,9 @@ const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3600);
+const DAY: Duration = Duration::from_secs(24 * 3600);
+/// More often than this a registry is not to be asked for nothing.
+const MIN_TAG_REFRESH: Duration = Duration::from_secs(10);
 
 const DEFAULT_MODE: u32 = 0o660;
 const DEFAULT_MODULE_BYTES: u64 = 256 * MIB;
@@ -223,6 +226,7 @@ fn fetch(section: &mut Section) -> Fetch {
         hold: hold.unwrap_or(default.hold),
         fallback: section.take("fallback").and_then(fallback).unwrap_or_default(),
         nack_fetch_failures: section.take("nack_fetch_failures").and_then(Field::boolean).unwrap_or_default(),
+        tag_refresh: section.take("tag_refresh").and_then(|field| field.into_section(tag_refresh).flatten()),
     }
 }
 
@@ -232,6 +236,14 @@ fn fallback(field: Field) -> Option<Fallback> {
         "none" => Ok(Fallback::None),
         _ => Err("must be `policy` or `none`"),
     })
+}
+
+fn tag_refresh(section: &mut Section) -> Option<TagRefresh> {
+    let interval = required(section, "interval", "missing: how often a registry is asked, as in 5m");
+    let interval = interval.and_then(|field| field.duration(MIN_TAG_REFRESH..=DAY));
+    let registries = section.take("registries");
+    let registries = registries.and_then(|field| field.list_of_some(|host| host.parsed(parse_host)));
+    Some(TagRefresh { interval: interval?, registries: registries.map(|hosts| hosts.into_iter().collect()) })
 }
 
 fn cidr(field: Field) -> Option<IpNet> {

@@ -24,7 +24,14 @@ sources:
 registries:
   Registry.Example:5000: {plain_http: true}
   plain.example:
-fetch: {timeout: 1m, progress_timeout: 5s, concurrency: 8, hold: 2s, fallback: none, nack_fetch_failures: true}
+fetch:
+  timeout: 1m
+  progress_timeout: 5s
+  concurrency: 8
+  hold: 2s
+  fallback: none
+  nack_fetch_failures: true
+  tag_refresh: {interval: 10s, registries: [Registry.Example:5000]}
 blocked_cidrs: [10.0.0.0/8, "fd00::/8"]
 realms: [Auth.Example]
 relay: {queue_bytes: 1MiB, in_flight_bytes: 1GiB}
@@ -112,6 +119,10 @@ fn every_key_is_read() {
             hold: Duration::from_secs(2),
             fallback: Fallback::None,
             nack_fetch_failures: true,
+            tag_refresh: Some(TagRefresh {
+                interval: Duration::from_secs(10),
+                registries: Some(["registry.example:5000".to_owned()].into()),
+            }),
         },
         blocked_cidrs: vec!["10.0.0.0/8".parse().unwrap(), "fd00::/8".parse().unwrap()],
         realms: vec!["auth.example".to_owned()],
@@ -355,6 +366,13 @@ fn sizes_and_durations_have_units_and_limits() {
     refuses_line("shutdown: {timeout: 2h}", "shutdown.timeout: \"2h\": must be from 0s to 1h");
     refuses_line("fetch: {timeout: 500ms}", "fetch.timeout: \"500ms\": must be from 1s to 1h");
     refuses_line("fetch: {progress_timeout: 0s}", "fetch.progress_timeout: \"0s\": must be from 1s to 1h");
+    let refuses_refresh = |refresh: &str, why: &str| {
+        refuses_line(&format!("fetch: {{tag_refresh: {refresh}}}"), &format!("fetch.tag_refresh{why}"));
+    };
+    refuses_refresh("{interval: 9s}", ".interval: \"9s\": must be from 10s to 24h");
+    refuses_refresh("{}", ".interval: missing: how often a registry is asked, as in 5m");
+    refuses_refresh("{interval: 10s, registries: []}", ".registries: must hold at least one");
+    refuses_refresh("10s", ": \"10s\": expected keys with values (a map)");
     refuses_line("fetch: {concurrency: 0}", "fetch.concurrency: 0: must be from 1 to 64");
     refuses_line("wasm: {types: 0}", "wasm.types: 0: must be from 1 to 100000000");
 }
@@ -485,6 +503,7 @@ fn every_key_is_either_taken_over_at_once_or_named_for_a_restart() {
             "fetch.hold",
             "fetch.fallback",
             "fetch.nack_fetch_failures",
+            "fetch.tag_refresh",
             "blocked_cidrs",
             "realms",
             "relay.queue_bytes",

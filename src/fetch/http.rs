@@ -64,8 +64,13 @@ pub(super) struct Request {
 impl Request {
     /// A GET of what the user named.
     pub(super) fn get(url: Url) -> Self {
+        Self::of(Method::GET, url)
+    }
+
+    /// A request without a body for what the user named.
+    pub(super) fn of(method: Method, url: Url) -> Self {
         Request {
-            method: Method::GET,
+            method,
             url,
             headers: HeaderMap::new(),
             authorization: None,
@@ -273,7 +278,7 @@ fn redirect(request: &Request, response: &Response) -> Result<Option<Url>, Fetch
         return Ok(None);
     }
     let refused = |reason| FetchError::Redirect { host: host(&request.url), reason };
-    if request.method != Method::GET {
+    if request.method == Method::POST {
         return Err(refused("the request held a credential in its body"));
     }
     let location = response.headers.get(header::LOCATION).and_then(|location| location.to_str().ok());

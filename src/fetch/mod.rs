@@ -170,22 +170,38 @@ impl Fetcher {
             ModuleUrl::Http(url) => Place::Http(url.clone()),
             ModuleUrl::File(path) => Place::File(path.clone()),
             ModuleUrl::Oci(reference) => {
-                let (last, others) = match credential.logins().split_last() {
-                    Some((last, others)) => (Some(last), others),
-                    None => (None, &[][..]),
-                };
-                for login in others {
-                    match oci::locate(&self.shared, reference, Some(login), deadline).await {
-                        Err(error) if error.refuses_the_credential() => {}
-                        outcome => {
-                            return outcome.map(|found| Located { place: Place::Oci(Box::new(found)) });
-                        }
+                let (logins, mut next) = (credential.logins(), 0);
+                let found = loop {
+                    match oci::locate(&self.shared, reference, logins.get(next), deadline).await {
+                        Err(error) if error.refuses_the_credential() && next + 1 < logins.len() => next += 1,
+                        outcome => break outcome?,
                     }
-                }
-                Place::Oci(Box::new(oci::locate(&self.shared, reference, last, deadline).await?))
+                };
+                Place::Oci(Box::new(found))
             }
         };
         Ok(Located { place })
+    }
+
+    /// The digest that the tag of a request has now: the manifest's or, where the tag is of an index,
+    /// the index's. It is the registry's word, of which nothing was checked. None where the request
+    /// follows no tag.
+    pub async fn tag_digest(
+        &self,
+        request: &ModuleRequest,
+        credential: &Credential,
+        deadline: Instant,
+    ) -> Result<Option<SourceDigest>, FetchError> {
+        let (ModuleUrl::Oci(reference), Some(_)) = (&request.url, request.tag_registry()) else {
+            return Ok(None);
+        };
+        let (logins, mut next) = (credential.logins(), 0);
+        loop {
+            match oci::tag_digest(&self.shared, reference, logins.get(next), deadline).await {
+                Err(error) if error.refuses_the_credential() && next + 1 < logins.len() => next += 1,
+                outcome => return outcome.map(Some),
+            }
+        }
     }
 
     /// The second half: the bytes. Must be called on the async runtime; the [`Body`] is for a blocking
@@ -229,6 +245,14 @@ impl Located {
     pub fn source(&self) -> Option<SourceDigest> {
         match &self.place {
             Place::Oci(found) => Some(found.manifest),
+            Place::Http(_) | Place::File(_) => None,
+        }
+    }
+
+    /// OCI: the digest of the index that led to the manifest.
+    pub fn index(&self) -> Option<SourceDigest> {
+        match &self.place {
+            Place::Oci(found) => found.index,
             Place::Http(_) | Place::File(_) => None,
         }
     }

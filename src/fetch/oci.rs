@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
-use http::StatusCode;
 use http::header::{self, HeaderMap, HeaderValue};
+use http::{Method, StatusCode};
 use oci_client::Reference;
 use url::Url;
 
@@ -24,6 +24,8 @@ use crate::wasm::Packaging;
 
 /// How much of an error's body is read for its code.
 const MAX_ERROR_BODY: u64 = 64 * 1024;
+/// Where a registry gives the digest of the manifest that it answers with.
+const DIGEST_HEADER: &str = "docker-content-digest";
 /// What a tar and its compression may add to a module of the largest allowed size.
 pub(super) const FRAMING: u64 = 1024 * 1024;
 
@@ -87,6 +89,22 @@ pub(super) async fn locate(
     Ok(Found { manifest, index, layer, repository })
 }
 
+/// The digest that a tag has now: an image's or an index's. Costs the registry a HEAD, and a GET where
+/// it does not answer that as the specification says.
+pub(super) async fn tag_digest(
+    shared: &Arc<Shared>,
+    reference: &Reference,
+    login: Option<&Login>,
+    deadline: Instant,
+) -> Result<SourceDigest, FetchError> {
+    let mut repository = Repository::new(shared.clone(), reference, login)?;
+    let tag = reference.tag().unwrap_or("latest");
+    match repository.head(tag, deadline).await? {
+        Some(digest) => Ok(digest),
+        None => Ok(repository.manifest(tag, None, None, deadline).await?.0),
+    }
+}
+
 impl Found {
     /// Begins to fetch the layer.
     pub(super) async fn open(self, deadline: Instant) -> Result<Body, FetchError> {
@@ -130,6 +148,21 @@ impl Repository {
         })
     }
 
+    /// The digest that the registry gives for a manifest; none where it gives none without the manifest.
+    async fn head(&mut self, named: &str, deadline: Instant) -> Result<Option<SourceDigest>, FetchError> {
+        let what = self.what.clone();
+        let path = format!("manifests/{named}");
+        let response = match self.send(Method::HEAD, &path, &what, accept(), deadline).await {
+            Err(
+                FetchError::Status { status: StatusCode::METHOD_NOT_ALLOWED, .. }
+                | FetchError::Unavailable { status: StatusCode::NOT_IMPLEMENTED, .. },
+            ) => return Ok(None),
+            outcome => outcome?,
+        };
+        let declared = response.headers.get(DIGEST_HEADER).and_then(|value| value.to_str().ok());
+        Ok(declared.and_then(|text| text.parse().ok()))
+    }
+
     /// A manifest by tag or digest, with the digest that it has. All its bytes are hashed; what was
     /// expected of them, by whom ever, must be so.
     async fn manifest(
@@ -139,9 +172,8 @@ impl Repository {
         size: Option<u64>,
         deadline: Instant,
     ) -> Result<(SourceDigest, Manifest), FetchError> {
-        let accept = HeaderMap::from_iter([(header::ACCEPT, HeaderValue::from_static(manifest::ACCEPT))]);
         let what = self.what.clone();
-        let response = self.get(&format!("manifests/{named}"), &what, accept, deadline).await?;
+        let response = self.get(&format!("manifests/{named}"), &what, accept(), deadline).await?;
         let headers = response.headers.clone();
         let body = self.read(response, self.shared.config.max_manifest_bytes, "manifest").await?;
         let actual = SourceDigest::of(&body);
@@ -158,7 +190,7 @@ impl Repository {
         if let Some(expected) = digest.filter(|digest| *digest != actual) {
             return Err(mismatch(expected.to_string()));
         }
-        if let Some(declared) = headers.get("docker-content-digest") {
+        if let Some(declared) = headers.get(DIGEST_HEADER) {
             match declared.to_str().ok().and_then(|text| text.parse::<SourceDigest>().ok()) {
                 Some(declared) if declared == actual => {}
                 Some(declared) => return Err(mismatch(declared.to_string())),
@@ -184,9 +216,21 @@ impl Repository {
         }
     }
 
-    /// A GET below the repository that ends with status 200, authorised where the registry asks for it.
+    /// A GET below the repository that ends with status 200.
     async fn get(
         &mut self,
+        path: &str,
+        what: &str,
+        headers: HeaderMap,
+        deadline: Instant,
+    ) -> Result<Response, FetchError> {
+        self.send(Method::GET, path, what, headers, deadline).await
+    }
+
+    /// A request below the repository that ends with status 200, authorised where the registry asks for it.
+    async fn send(
+        &mut self,
+        method: Method,
         path: &str,
         what: &str,
         headers: HeaderMap,
@@ -200,7 +244,7 @@ impl Repository {
             let request = Request {
                 headers: headers.clone(),
                 authorization: self.authorization.as_ref().map(|sent| sent.header.clone()),
-                ..Request::get(url.clone())
+                ..Request::of(method.clone(), url.clone())
             };
             let response = self.session.send(request, deadline).await?;
             if response.status == StatusCode::OK {
@@ -273,6 +317,11 @@ impl Repository {
     fn layer_name(&self, layer: &Layer) -> String {
         format!("the layer {} of {}", layer.digest, self.what)
     }
+}
+
+/// What a request for a manifest says that it takes.
+fn accept() -> HeaderMap {
+    HeaderMap::from_iter([(header::ACCEPT, HeaderValue::from_static(manifest::ACCEPT))])
 }
 
 /// `SCHEME://HOST/v2/NAME/`. Plain http for a registry on loopback, as docker and crane do it, unless

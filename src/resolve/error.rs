@@ -58,6 +58,11 @@ impl ResolveError {
         }
     }
 
+    /// Whether it is the module's own bytes that cannot be used, or what they are packed in.
+    pub fn is_of_the_module(&self) -> bool {
+        matches!(self, ResolveError::Unpack { .. } | ResolveError::Module { .. })
+    }
+
     /// How long the source asked to be left alone.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {

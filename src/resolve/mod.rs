@@ -6,6 +6,7 @@ mod error;
 mod flight;
 mod places;
 mod stored;
+mod tags;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -24,6 +25,7 @@ use crate::wasm::{Budgets, Limits};
 pub use self::error::ResolveError;
 use self::flight::Flights;
 use self::places::{Place, Places};
+use self::tags::Tags;
 
 /// A fetch that nobody waits for any more goes on for so long: an Envoy whose stream has ended comes back
 /// within that, and asks again.
@@ -36,6 +38,9 @@ pub struct ResolveConfig {
     /// The limit of a whole fetch. A request's own raises it and never lowers it: the fetch is
     /// shared, and how long one of those who wait for it would is not for the others to suffer.
     pub timeout: Duration,
+    /// How often who follows a tag asks where it leads. A look that is younger than half of that
+    /// answers for all.
+    pub tag_interval: Duration,
     pub limits: Limits,
     pub budgets: Budgets,
 }
@@ -101,6 +106,7 @@ struct Inner {
     metrics: Metrics,
     questions: Flights<Question, Landed>,
     downloads: Flights<Download, Landed>,
+    tags: Tags,
     places: Places,
 }
 
@@ -128,7 +134,8 @@ impl Resolver {
             metrics,
             questions: Flights::new(GRACE, clock.clone(), tracker.clone()),
             // Questions alone wait for these, and have had their grace.
-            downloads: Flights::new(Duration::ZERO, clock.clone(), tracker),
+            downloads: Flights::new(Duration::ZERO, clock.clone(), tracker.clone()),
+            tags: Tags::new(GRACE, clock.clone(), tracker),
             clock,
             places: Places::new(concurrency),
         }))
@@ -139,6 +146,19 @@ impl Resolver {
         *self.0.config.write().unwrap_or_else(PoisonError::into_inner) = config;
     }
 
+    fn asked(&self, request: ModuleRequest) -> Result<Asked, ResolveError> {
+        let config = self.0.config.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let credential = config
+            .fetcher
+            .credential(&request)
+            .map_err(|source| ResolveError::Fetch { url: request.url.to_string(), source })?;
+        let audience = match credential.identity() {
+            None => Audience::Public,
+            Some(identity) => Audience::Private(self.0.store.fingerprint(&identity)),
+        };
+        Ok(Asked { request, credential, audience, config })
+    }
+
     /// The module, from the store or from its source. Dropping this future does not cancel a fetch
     /// that others wait for, or will within a short grace.
     pub async fn resolve(&self, request: ModuleRequest) -> Outcome {
@@ -147,25 +167,16 @@ impl Resolver {
 
     /// As [`Resolver::resolve`]; `progress` follows the fetch if this call is the one that starts it.
     pub async fn resolve_watched(&self, request: ModuleRequest, progress: Arc<Progress>) -> Outcome {
-        let config = self.0.config.read().unwrap_or_else(PoisonError::into_inner).clone();
-        let url = request.url.to_string();
-        let credential = config
-            .fetcher
-            .credential(&request)
-            .map_err(|source| ResolveError::Fetch { url: url.clone(), source })?;
-        let audience = match credential.identity() {
-            None => Audience::Public,
-            Some(identity) => Audience::Private(self.0.store.fingerprint(&identity)),
-        };
+        let asked = Arc::new(self.asked(request)?);
+        let (request, url) = (&asked.request, asked.request.url.to_string());
         let question = Question {
-            audience,
-            source: source_key(&request),
+            audience: asked.audience,
+            source: source_key(request),
             policy: request.policy,
             version: (request.policy == PullPolicy::Always)
                 .then(|| request.resource_version.clone())
                 .flatten(),
         };
-        let asked = Arc::new(Asked { request, credential, audience, config });
         let limit = asked.limit();
         loop {
             let (inner, asked, progress) = (self.0.clone(), asked.clone(), progress.clone());
@@ -215,6 +226,11 @@ impl Inner {
         if let Some(module) = hit {
             return Ok(module);
         }
+        self.fetch_counted(asked, progress).await
+    }
+
+    /// As [`Inner::fetch`], for operators to see.
+    async fn fetch_counted(self: &Arc<Self>, asked: &Arc<Asked>, progress: &Arc<Progress>) -> Outcome {
         let start = self.clock.now();
         let mut counted = FetchCount { metrics: &self.metrics, label: "abandoned" };
         let outcome = self.fetch(asked, progress).await;
@@ -261,21 +277,22 @@ impl Inner {
         let mut place = self.place(asked).await?;
         // Waiting for a place is no fault of the source's.
         let deadline = self.clock.now() + asked.limit();
-        let module = loop {
+        let (module, index) = loop {
             let located = asked
                 .config
                 .fetcher
                 .locate(request, &asked.credential, deadline)
                 .await
                 .map_err(|source| asked.fetch_error(source))?;
+            let index = located.index();
             let Some(manifest) = located.source() else {
-                break self.download(asked, located, deadline, progress, place).await?;
+                break (self.download(asked, located, deadline, progress, place).await?, None);
             };
             // Another tag, or the same one unmoved, may lead to what is there already.
             let expected = manifest_is_expected(request, &located);
             let known = move |inner: &Inner, asked: &Asked| inner.known(asked, manifest, expected);
             if let Some(module) = self.blocking(asked, known).await? {
-                break module;
+                break (module, index);
             }
             let download = Download {
                 audience: asked.audience,
@@ -296,12 +313,16 @@ impl Inner {
             };
             match self.downloads.join_to_the_end(download, flight).await {
                 Some(landed) if landed.was_cut_short(asked.limit()) => place = self.place(asked).await?,
-                Some(landed) => break landed.outcome?,
+                Some(landed) => break (landed.outcome?, index),
                 None => return Err(Arc::new(ResolveError::Fault { url: request.url.to_string() })),
             }
         };
         self.blocking(asked, move |inner, asked| {
             inner.remember(asked, &source_key(&asked.request), &module);
+            // Who follows a tag is told the index's digest.
+            if let Some(key) = index.and_then(|index| digest_key(&asked.request.url, &index)) {
+                inner.remember(asked, &key, &module);
+            }
             Ok(module)
         })
         .await

@@ -1,5 +1,7 @@
 //! The policy and the flights, against a small registry that can be made to wait.
 
+mod tags;
+
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -8,7 +10,7 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 use futures_util::stream::{self, StreamExt as _};
-use http::Response;
+use http::{Method, Response};
 use http_body::Frame;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full, StreamBody};
@@ -30,6 +32,9 @@ use crate::store::StoreConfig;
 /// Of a fetch; a silent server is given as long.
 const LIMIT: Duration = Duration::from_secs(120);
 
+/// Of looks at a tag.
+const INTERVAL: Duration = Duration::from_secs(10);
+
 const MODULES: [&[u8]; 2] = [
     include_bytes!("../../fixtures/modules/add-header-v1.wasm"),
     include_bytes!("../../fixtures/modules/add-header-v2.wasm"),
@@ -41,6 +46,16 @@ struct Shop {
     goods: Arc<Mutex<BTreeMap<String, Bytes>>>,
     asked: watch::Sender<Vec<String>>,
     open: watch::Sender<bool>,
+    /// How it answers a HEAD.
+    heads: Arc<Mutex<Heads>>,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Heads {
+    Answered,
+    WithoutDigest,
+    /// With this status.
+    Refused(u16),
 }
 
 impl Shop {
@@ -60,10 +75,11 @@ impl Shop {
         digest
     }
 
-    /// Requests for manifests and for blobs so far.
+    /// GETs of manifests and of blobs so far.
     fn asked(&self) -> (usize, usize) {
         let asked = self.asked.borrow();
-        let of = |kind| asked.iter().filter(|path: &&String| path.contains(kind)).count();
+        let of =
+            |kind| asked.iter().filter(|path: &&String| path.starts_with('/') && path.contains(kind)).count();
         (of("/manifests/"), of("/blobs/"))
     }
 
@@ -75,7 +91,29 @@ impl Shop {
         }
     }
 
-    async fn answer(self, path: String) -> Response<UnsyncBoxBody<Bytes, Infallible>> {
+    /// Looks at tags so far.
+    fn looks(&self) -> usize {
+        self.asked.borrow().iter().filter(|path| path.starts_with("HEAD ")).count()
+    }
+
+    fn answer_head(&self, path: &str) -> Response<UnsyncBoxBody<Bytes, Infallible>> {
+        let answer = Response::builder();
+        let answer = match (*self.heads.lock().unwrap(), self.goods.lock().unwrap().get(path)) {
+            (Heads::Refused(status), _) => answer.status(status),
+            (_, None) => answer.status(404),
+            (Heads::WithoutDigest, Some(_)) => answer,
+            (Heads::Answered, Some(manifest)) => {
+                answer.header("Docker-Content-Digest", SourceDigest::of(manifest).to_string())
+            }
+        };
+        answer.body(Full::default().boxed_unsync()).unwrap()
+    }
+
+    async fn answer(self, method: Method, path: String) -> Response<UnsyncBoxBody<Bytes, Infallible>> {
+        if method == Method::HEAD {
+            self.asked.send_modify(|asked| asked.push(format!("HEAD {path}")));
+            return self.answer_head(&path);
+        }
         self.asked.send_modify(|asked| asked.push(path.clone()));
         if path.contains("/slow/blobs/") {
             self.open.subscribe().wait_for(|open| *open).await.unwrap();
@@ -109,8 +147,12 @@ impl Place {
     async fn new(concurrency: usize) -> Place {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let shop =
-            Shop { goods: Arc::default(), asked: watch::Sender::default(), open: watch::Sender::new(true) };
+        let shop = Shop {
+            goods: Arc::default(),
+            asked: watch::Sender::default(),
+            open: watch::Sender::new(true),
+            heads: Arc::new(Mutex::new(Heads::Answered)),
+        };
         let seller = shop.clone();
         let server = tokio::spawn(async move {
             let mut connections = tokio::task::JoinSet::new();
@@ -120,7 +162,8 @@ impl Place {
                 connections.spawn(http1::Builder::new().serve_connection(
                     TokioIo::new(stream),
                     service_fn(move |request: http::Request<hyper::body::Incoming>| {
-                        let answer = seller.clone().answer(request.uri().path().to_owned());
+                        let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+                        let answer = seller.clone().answer(method, path);
                         async move { Ok::<_, Infallible>(answer.await) }
                     }),
                 ));
@@ -162,6 +205,7 @@ fn resolver(folder: &TempDir, clock: &ManualClock, concurrency: usize, tracker: 
     let config = ResolveConfig {
         fetcher: Fetcher::new(fetch, clock.clone()),
         timeout: LIMIT,
+        tag_interval: INTERVAL,
         limits: Limits::default(),
         budgets: Budgets::default(),
     };

@@ -93,11 +93,12 @@ fn keys_of_the_schema() -> BTreeSet<String> {
         Some(told.lines().next()?.split(", ").map(str::to_owned).collect())
     };
     let mut keys = BTreeSet::new();
-    for key in known("").unwrap() {
+    let mut left = known("").unwrap();
+    while let Some(key) = left.pop() {
         let places = [key.clone(), format!("{key}[]"), format!("{key}.HOST")];
         let inner = places.iter().find_map(|place| Some((place, known(place)?)));
         match inner {
-            Some((place, inner)) => keys.extend(inner.iter().map(|key| format!("{place}.{key}"))),
+            Some((place, inner)) => left.extend(inner.iter().map(|key| format!("{place}.{key}"))),
             None => _ = keys.insert(key),
         }
     }
@@ -161,6 +162,7 @@ fn the_table_of_metrics_has_every_metric() {
         resources,
         lookups,
         fetches,
+        tag_refreshes,
         fetch_seconds: _,
         fetched_bytes: _,
         store_modules: _,
@@ -169,7 +171,7 @@ fn the_table_of_metrics_has_every_metric() {
         plugin_problems: _,
         bytes_in_flight: _,
     } = metrics;
-    for family in [stream_ends, resources, lookups, fetches, reloads] {
+    for family in [stream_ends, resources, lookups, fetches, tag_refreshes, reloads] {
         family.get_or_create(&result("any")).inc();
     }
     messages.get_or_create(&MessageLabels { from: "envoy", intercepted: "true" }).inc();

@@ -1,14 +1,8 @@
 //! Peers that do not read, or do not go on: what they cost, how they end, and that nobody else notices.
 
-use std::sync::Arc;
-use std::time::SystemTime;
-
 use bytes::Bytes;
 use tokio::task::JoinSet;
 use tonic::{Code, Status};
-use wasmferry::app::App;
-use wasmferry::clock::{Clock, ManualClock};
-use wasmferry::config::{Environment, Loader, Overrides};
 use wasmferry::xds::frame::STALL_LIMIT;
 
 use crate::support::ads::{Connection, Sender, Stream, Windows, prefix};
@@ -17,6 +11,7 @@ use crate::support::control_plane::answer::{Answer, Answering};
 use crate::support::control_plane::{Accepted, ControlPlane, Protocol};
 use crate::support::envoy::Xds;
 use crate::support::sockets::connected_to;
+use crate::support::timed::Timed;
 use crate::support::world::World;
 use crate::support::{eventually, soon};
 
@@ -301,67 +296,11 @@ async fn two_peers_that_send_before_they_read_do_not_block_each_other() {
     given_back(&agent).await;
 }
 
-/// An agent in this process, by a clock that the test moves.
-struct Timed {
-    clock: ManualClock,
-    xds: Xds,
-    health: std::net::SocketAddr,
-    stop: Arc<tokio::sync::Notify>,
-    running: tokio::task::JoinHandle<bool>,
-}
-
-impl Timed {
-    async fn start(world: &World, control_plane: &Xds) -> Timed {
-        let Xds::Tcp(upstream) = control_plane else { panic!("a TCP address") };
-        let (tcp, health) = (world.address(), world.address());
-        let cache = world.path().join("cache");
-        let yaml = format!(
-            "version: 1\nlisteners: [{{address: \"{tcp}\"}}]\nupstream: {{address: \"http://{upstream}\"}}\n\
-             cache: {{directory: {}}}\nhealth: {{listen: \"{health}\"}}\nshutdown: {{timeout: 1h}}\n",
-            cache.display()
-        );
-        let file = world.path().join("timed.yaml");
-        std::fs::write(&file, yaml).unwrap();
-        let config = Loader::new(Some(file), &Environment::default(), Overrides::default()).load_agent();
-        let clock = ManualClock::new(SystemTime::UNIX_EPOCH);
-        let app = App::build(config.unwrap(), Clock::Manual(clock.clone())).await.unwrap();
-        let stop = Arc::new(tokio::sync::Notify::new());
-        let stopped = stop.clone().notified_owned();
-        let running = tokio::spawn(app.run(std::future::pending, async move {
-            stopped.await;
-            "the test"
-        }));
-        Timed { clock, xds: Xds::Tcp(tcp), health, stop, running }
-    }
-
-    /// Moves the clock until something has happened that time brings.
-    async fn passes<T>(&self, what: &str, future: impl Future<Output = T>) -> T {
-        let mut future = std::pin::pin!(future);
-        eventually(what, async || {
-            tokio::select! {
-                biased;
-                output = &mut future => Some(output),
-                () = tokio::task::yield_now() => {
-                    self.clock.advance(STALL_LIMIT);
-                    None
-                }
-            }
-        })
-        .await
-    }
-
-    async fn in_flight(&self) -> u64 {
-        let text = crate::support::client::get(self.health, "/metrics").await.unwrap().text();
-        let line = text.lines().find_map(|line| line.strip_prefix("wasmferry_in_flight_bytes "));
-        line.unwrap().parse().unwrap()
-    }
-}
-
 #[tokio::test]
 async fn what_stalls_in_the_middle_of_a_message_ends_with_a_reason_after_the_limit() {
     let world = World::new();
     let mut control_plane = ControlPlane::tcp(world.address()).await;
-    let agent = Timed::start(&world, control_plane.address()).await;
+    let agent = Timed::start(&world, control_plane.address(), "").await;
     let mut connection = Connection::open(&agent.xds).await;
     let mut idle = connection.stream(Protocol::Sotw).await;
     let mut idle_upstream = control_plane.accept().await;
@@ -386,7 +325,7 @@ async fn what_stalls_in_the_middle_of_a_message_ends_with_a_reason_after_the_lim
 async fn what_a_stream_leaves_to_an_envoy_that_does_not_read_is_dropped_after_the_limit() {
     let world = World::new();
     let mut control_plane = ControlPlane::tcp(world.address()).await;
-    let agent = Timed::start(&world, control_plane.address()).await;
+    let agent = Timed::start(&world, control_plane.address(), "").await;
     let mut connection = Connection::open(&agent.xds).await;
     let envoy = connection.stream(Protocol::Delta).await;
     let upstream = control_plane.accept().await;
@@ -394,10 +333,13 @@ async fn what_a_stream_leaves_to_an_envoy_that_does_not_read_is_dropped_after_th
         upstream.respond(message(500_000)).await.unwrap();
     }
     upstream.end(Status::unavailable("that is all")).await;
-    eventually("messages that wait", async || (agent.in_flight().await > 4_000_000).then_some(())).await;
+    eventually("messages that wait", async || {
+        (agent.metric("wasmferry_in_flight_bytes").await > 4_000_000).then_some(())
+    })
+    .await;
     eventually("nothing that waits", async || {
         agent.clock.advance(STALL_LIMIT);
-        (agent.in_flight().await == 0).then_some(())
+        (agent.metric("wasmferry_in_flight_bytes").await == 0).then_some(())
     })
     .await;
     drop(envoy);
@@ -407,7 +349,7 @@ async fn what_a_stream_leaves_to_an_envoy_that_does_not_read_is_dropped_after_th
 async fn a_connection_on_which_nothing_is_asked_is_closed_after_a_while() {
     let world = World::new();
     let mut control_plane = ControlPlane::tcp(world.address()).await;
-    let agent = Timed::start(&world, control_plane.address()).await;
+    let agent = Timed::start(&world, control_plane.address(), "").await;
     let Xds::Tcp(address) = agent.xds.clone() else { unreachable!() };
     let mut connection = Connection::open(&agent.xds).await;
     let mut envoy = connection.stream(Protocol::Sotw).await;
@@ -423,7 +365,7 @@ async fn a_connection_on_which_nothing_is_asked_is_closed_after_a_while() {
 async fn an_agent_drains_whatever_its_peers_leave_open() {
     let world = World::new();
     let mut control_plane = ControlPlane::tcp(world.address()).await;
-    let agent = Timed::start(&world, control_plane.address()).await;
+    let agent = Timed::start(&world, control_plane.address(), "").await;
     let mut connection = Connection::open(&agent.xds).await;
     let mut envoy = connection.stream(Protocol::Sotw).await;
     let mut upstream = control_plane.accept().await;

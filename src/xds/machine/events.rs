@@ -6,6 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::slot::{Hash, Offer, hash};
+use crate::digest::SourceDigest;
 use crate::module::ModuleRequest;
 use crate::resolve::ResolveError;
 
@@ -92,6 +93,9 @@ pub enum Action {
     Request(ControlRequest),
     /// Get this module and come back with [`Machine::fetched`].
     Fetch { name: String, generation: u64, request: Box<ModuleRequest> },
+    /// Look whether the tag of this request still leads to this manifest, and come back with
+    /// [`Machine::refreshed`](super::Machine::refreshed).
+    Refresh { name: String, generation: u64, request: Box<ModuleRequest>, known: SourceDigest },
     /// Worth a line in the log, and a count.
     Note(Note),
 }

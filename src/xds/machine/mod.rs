@@ -4,26 +4,29 @@
 //! To Envoy it is a whole xDS server, to the control plane a whole client: both nonce spaces and
 //! Envoy's versions are its own. One machine serves one stream. Its parts: [`slot`] is what is known
 //! of one resource, [`envoy`] the protocol towards Envoy, [`control`] the one towards the control
-//! plane; this file is what happens between them.
+//! plane, [`refresh`] what is done about tags that move; this file is what happens between them.
 
 pub mod backoff;
 pub mod control;
 pub mod envoy;
 pub mod events;
 pub mod memory;
+pub mod refresh;
 pub mod slot;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::discovery::{Discoveries, Seen};
+use crate::module::Module;
 use crate::rewrite::Plan;
 pub use crate::upstream::directory::Variant;
 
 pub use self::events::{
     Action, ControlRequest, ControlResponse, EnvoyRequest, EnvoyResponse, Failure, Names, Note, Serving,
 };
+
+pub use self::refresh::Refresh;
 
 use self::backoff::Backoff;
 use self::control::{Control, Received};
@@ -50,6 +53,8 @@ pub struct Settings {
     /// Content that was NACKed and comes again within this time is ACKed: some control planes would
     /// send it for ever.
     pub repeat_window: Duration,
+    /// Whether tags are looked at again.
+    pub refresh: Option<Refresh>,
 }
 
 /// The name that asks for all resources of a type.
@@ -65,6 +70,7 @@ impl Default for Settings {
             falls_back_unseen: true,
             nack_fetch_failures: false,
             repeat_window: Duration::from_secs(10),
+            refresh: None,
         }
     }
 }
@@ -231,7 +237,7 @@ impl Machine {
     }
 
     /// A fetch that was asked for has ended.
-    pub fn fetched(&mut self, name: &str, generation: u64, result: Result<&Path, Failure>, now: Instant) {
+    pub fn fetched(&mut self, name: &str, generation: u64, result: Result<&Module, Failure>, now: Instant) {
         let Some(slot) = self.slots.get_mut(name) else { return };
         // A newer config came meanwhile: what was fetched stays in the store.
         if slot.generation != generation {
@@ -242,11 +248,12 @@ impl Machine {
             self.memory.lock().arrived(name);
         }
         match result {
-            Ok(path) => match slot.arrived(path) {
+            Ok(module) => match slot.arrived(module) {
                 Ok(recovered) => {
                     if recovered {
                         self.actions.push(Action::Note(Note::Recovered { name: name.to_owned() }));
                     }
+                    self.follow(name, module.source, now);
                 }
                 Err(reason) => self.failed(name, reason, now),
             },
@@ -318,6 +325,7 @@ impl Machine {
             self.forget(&name);
             self.actions.push(Action::Note(Note::Expired { name }));
         }
+        self.refresh_due(now);
         for (name, slot) in &mut self.slots {
             if let Some(request) = slot.retry_due(now) {
                 let (name, generation) = (name.clone(), slot.generation);

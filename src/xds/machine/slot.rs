@@ -8,8 +8,10 @@ use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 
 use super::memory::{LastGood, Remembered};
+use super::refresh::Follow;
 use super::{Failure, Serving};
-use crate::module::ModuleRequest;
+use crate::digest::PayloadDigest;
+use crate::module::{Module, ModuleRequest};
 use crate::protobuf::messages::{self, RESOURCE_TTL};
 use crate::protobuf::wire::{self, Fields, Value};
 use crate::rewrite::Plan;
@@ -171,6 +173,21 @@ pub struct Failing {
     pub last: Failure,
 }
 
+/// What a config was made with.
+#[derive(Debug)]
+struct Made {
+    source_key: [u8; 32],
+    payload: PayloadDigest,
+    path: PathBuf,
+}
+
+impl Made {
+    /// Whether a config that is made with this says the same to Envoy.
+    fn is_as_good_as(&self, other: &Self) -> bool {
+        (self.source_key, self.payload) == (other.source_key, other.payload)
+    }
+}
+
 /// One resource.
 #[derive(Debug, Default)]
 pub struct Slot {
@@ -179,6 +196,8 @@ pub struct Slot {
     pub offer: Option<Offer>,
     pub fetching: Fetching,
     pub failing: Option<Failing>,
+    /// What the module came from, where it has come.
+    pub follow: Option<Follow>,
     /// Envoy said on connecting that it holds this resource, or may hold it, so it gets no fallback.
     pub envoy_holds: bool,
     /// What an earlier stream sent and Envoy did not judge there: if it rejected it, it would take the
@@ -196,6 +215,8 @@ pub struct Slot {
     hold_until: Option<Instant>,
     /// What Envoy ought to have.
     candidate: Option<Candidate>,
+    /// What the last candidate that is no fallback was made with.
+    made: Option<Made>,
     /// The last config that Envoy accepted; a fallback only where it accepted nothing better.
     accepted: Option<Candidate>,
     /// That was the resend of a suspect, which Envoy accepts unread where it read it before.
@@ -250,10 +271,8 @@ impl Slot {
         self.generation = generation;
         self.fetching = Fetching::Idle;
         self.failing = None;
-        // What Envoy has accepted another config since gets a second chance. Not so what it would
-        // only ignore, nor what is about to be replaced.
-        let kept = [self.attempted, self.candidate.as_ref().map(|candidate| candidate.hash)];
-        self.doubts.retain(|(hash, _)| kept.contains(&Some(*hash)));
+        self.follow = None;
+        self.give_second_chances();
         let timeout = match &offer.plan {
             Plan::Remote(remote) => remote.request.as_ref().ok().and_then(|request| request.timeout),
             _ => None,
@@ -319,6 +338,13 @@ impl Slot {
         Some(LastGood { body: accepted.body.clone(), path: accepted.path.clone()? })
     }
 
+    /// What Envoy has accepted another config since gets a second chance. Not so what it would only
+    /// ignore, nor what is about to be replaced.
+    fn give_second_chances(&mut self) {
+        let kept = [self.attempted, self.candidate.as_ref().map(|candidate| candidate.hash)];
+        self.doubts.retain(|(hash, _)| kept.contains(&Some(*hash)));
+    }
+
     /// Makes the resource, or what is left of it without our keys, the candidate; whether that is
     /// news for Envoy.
     pub fn deliver_as_is(&mut self) -> bool {
@@ -336,9 +362,15 @@ impl Slot {
         self.awaits_verdict()
     }
 
-    /// The module is at `path`; whether a failure ended by that.
-    pub fn arrived(&mut self, path: &Path) -> Result<bool, Failure> {
+    /// The module is there; whether a failure ended by that.
+    pub fn arrived(&mut self, module: &Module) -> Result<bool, Failure> {
         let Some(Offer { plan: Plan::Remote(remote), wrapper, .. }) = &self.offer else { return Ok(false) };
+        let made = Made { source_key: remote.source_key, payload: module.payload, path: module.path.clone() };
+        // Another credential has another view of it, and that is all that changed.
+        let last = self.made.take().filter(|last| last.is_as_good_as(&made));
+        let detours = if last.is_some() { 0 } else { DETOURS };
+        let mut made = last.unwrap_or(made);
+        let path = made.path.clone();
         let with_path = |named: &Path| {
             let body = remote.with_local(named).map_err(|error| Failure {
                 message: error.to_string(),
@@ -346,19 +378,27 @@ impl Slot {
                 permanent: true,
                 retry_after: None,
             })?;
-            Ok(Candidate::new(body, wrapper.clone(), false, self.generation).at(path))
+            Ok(Candidate::new(body, wrapper.clone(), false, self.generation).at(&path))
         };
-        let mut candidate = with_path(path)?;
+        let mut candidate = with_path(&path)?;
         // Envoy ignores what it has rejected; under another name of the same file it looks again. Only
         // where something has changed, if not in what Envoy gets to see.
-        for detour in 1..=DETOURS {
+        for detour in 1..=detours {
             if self.is_news_of_old(&candidate) || self.unjudged_before == Some(candidate.hash) {
-                candidate = with_path(&detoured(path, detour))?;
+                made.path = detoured(&path, detour);
+                candidate = with_path(&made.path)?;
             }
         }
-        self.candidate = Some(candidate);
+        (self.candidate, self.made) = (Some(candidate), Some(made));
         (self.fall_back_at, self.last_good_at) = (None, None);
         Ok(self.failing.take().is_some())
+    }
+
+    /// The same offer's module is another one now.
+    pub fn moved(&mut self, module: &Module) {
+        self.give_second_chances();
+        // Where its path cannot be used, what is there stays.
+        let _ = self.arrived(module);
     }
 
     /// Whether the failure policy's filter may stand in, as far as is known now.
@@ -402,7 +442,9 @@ impl Slot {
             Fetching::Waiting(at) => Some(at),
             Fetching::Idle | Fetching::Running => None,
         };
-        retry.into_iter().chain(self.fall_back_at).chain(self.last_good_at).chain(self.expires_at).min()
+        let refresh = self.follow.as_ref().and_then(Follow::deadline);
+        let due = retry.into_iter().chain(self.fall_back_at).chain(self.last_good_at).chain(self.expires_at);
+        due.chain(refresh).min()
     }
 
     /// The request to try again with, once its time has come.

@@ -3,15 +3,16 @@
 mod answers;
 mod fallbacks;
 mod model;
+mod refresh;
 mod resume;
+mod rotate;
 mod streams;
 mod ttl;
-
-use std::path::Path;
 
 use bytes::Bytes;
 
 use super::*;
+use crate::digest::{PayloadDigest, SourceDigest};
 use crate::protobuf::messages::{self, Any, Resource, TypedExtensionConfig};
 use crate::protobuf::{type_url, wire};
 use crate::rewrite;
@@ -49,6 +50,17 @@ fn plain(name: &str, text: &str) -> Bytes {
         wire::put_message(any, 2, |value| wire::put_string(value, 1, text));
     });
     out.into()
+}
+
+/// A module with a payload and a manifest of its own.
+fn module_at(path: &str) -> Module {
+    Module {
+        path: path.into(),
+        payload: PayloadDigest::of(path.as_bytes()),
+        source: SourceDigest::of(path.as_bytes()),
+        size: 1,
+        cached: false,
+    }
 }
 
 fn offer(variant: Variant, body: &Bytes) -> Offer {
@@ -103,6 +115,8 @@ struct Bench {
     fetches: Vec<(String, u64)>,
     /// What each of them is of.
     urls: Vec<String>,
+    /// Name, generation, URL and what is known of the looks at tags.
+    refreshes: Vec<(String, u64, String, SourceDigest)>,
     notes: Vec<Note>,
     names: BTreeSet<String>,
     sent: u64,
@@ -126,6 +140,7 @@ impl Bench {
             requests: Vec::new(),
             fetches: Vec::new(),
             urls: Vec::new(),
+            refreshes: Vec::new(),
             notes: Vec::new(),
             names: BTreeSet::new(),
             sent: 0,
@@ -147,6 +162,9 @@ impl Bench {
                 Action::Fetch { name, generation, request } => {
                     self.fetches.push((name, generation));
                     self.urls.push(request.url.to_string());
+                }
+                Action::Refresh { name, generation, request, known } => {
+                    self.refreshes.push((name, generation, request.url.to_string(), known));
                 }
                 Action::Note(note) => self.notes.push(note),
             }
@@ -220,7 +238,7 @@ impl Bench {
 
     fn arrives(&mut self, fetch: usize, path: &str) {
         let (name, generation) = self.fetches[fetch].clone();
-        self.machine.fetched(&name, generation, Ok(Path::new(path)), self.now);
+        self.machine.fetched(&name, generation, Ok(&module_at(path)), self.now);
         self.act();
     }
 

@@ -5,6 +5,7 @@ mod control;
 mod end;
 mod fetches;
 mod notes;
+mod refresh;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,12 +14,14 @@ use bytes::Bytes;
 use http::HeaderMap;
 use hyper::body::Incoming as HyperBody;
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use self::control::{Control, ReadWith};
 use self::end::End;
 use self::fetches::Fetches;
 use self::notes::shown;
+use self::refresh::Refreshed;
 use super::budget::Budget;
 use super::frame::{Incoming, Message, Messages, STALL_LIMIT};
 use super::intercept::{self, INTERCEPTED};
@@ -63,7 +66,8 @@ pub struct Shared {
     pub shutdown: CancellationToken,
 }
 
-/// What can change while streams are open; each new stream takes what is set then.
+/// What can change while streams are open. Each new stream takes what is set then; of what is set
+/// later, an open one takes which tags are followed.
 #[derive(Debug, Clone)]
 pub struct RelaySettings {
     /// Bytes that may wait for a peer that does not read.
@@ -82,6 +86,9 @@ struct Session {
     machine: Machine,
     to_envoy: Outbox,
     fetches: Fetches<Fetched>,
+    refreshes: JoinSet<Refreshed>,
+    /// What can change while the stream is open.
+    settings: watch::Receiver<RelaySettings>,
     entry: Entry,
     /// Envoy's node as it sent it, until the control plane has it.
     node: Option<Bytes>,
@@ -110,7 +117,8 @@ pub fn start(
     body: HyperBody,
 ) -> (OutboxBody, impl Future<Output = ()> + Send + use<>) {
     let Method { variant, path, .. } = method;
-    let settings = shared.settings.borrow().clone();
+    let mut watched = shared.settings.clone();
+    let settings = watched.borrow_and_update().clone();
     let (to_envoy, envoy_body) = outbox(settings.queue_bytes, &shared.budget);
     let control = Control::open(shared, variant, path, metadata, settings.queue_bytes);
     let from_envoy = Messages::new(body, ENVOY_LIMIT, shared.requests_budget.clone(), shared.clock.clone());
@@ -123,6 +131,8 @@ pub fn start(
         shared: shared.clone(),
         to_envoy,
         fetches: Fetches::new(),
+        refreshes: JoinSet::new(),
+        settings: watched,
         entry,
         node: None,
         node_sent: false,
@@ -200,6 +210,15 @@ impl Session {
                 while let Some((name, generation, outcome)) = self.fetches.try_next() {
                     self.on_fetched(&name, generation, outcome);
                 }
+                // Also where nothing follows from it.
+                self.publish();
+            }
+            Some(refreshed) = self.refreshes.join_next(), if !self.refreshes.is_empty() => {
+                self.on_refreshed(refreshed);
+            }
+            Ok(()) = self.settings.changed() => {
+                let refresh = self.settings.borrow_and_update().machine.refresh.clone();
+                self.machine.set_refresh(refresh, shared.clock.now());
             }
             () = sleep_until(&shared.clock, deadline) => self.machine.tick(shared.clock.now()),
         }
@@ -304,10 +323,8 @@ impl Session {
     fn on_fetched(&mut self, name: &str, generation: u64, outcome: Fetched) {
         let now = self.shared.clock.now();
         match outcome {
-            Ok(module) => self.machine.fetched(name, generation, Ok(module.path()), now),
-            Err(error) => {
-                self.machine.fetched(name, generation, Err(Failure::of(&error)), now);
-            }
+            Ok(module) => self.machine.fetched(name, generation, Ok(&module), now),
+            Err(error) => self.machine.fetched(name, generation, Err(Failure::of(&error)), now),
         }
     }
 
@@ -342,6 +359,9 @@ impl Session {
                     let resolver = self.shared.resolver.clone();
                     let fetch = async move { resolver.resolve(*request).await };
                     self.fetches.wait_for(name, generation, fetch);
+                }
+                Action::Refresh { name, generation, request, known } => {
+                    self.refresh(name, generation, *request, known);
                 }
                 Action::Note(note) => self.note(note),
             }

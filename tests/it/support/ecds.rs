@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use envoy_types::pb::envoy::config::core::v3::{TypedExtensionConfig, async_data_source, data_source};
+use envoy_types::pb::envoy::config::core::v3::{Node, TypedExtensionConfig, async_data_source, data_source};
 use envoy_types::pb::envoy::config::rbac::v3::rbac::Action;
 use envoy_types::pb::envoy::extensions::filters::http::rbac::v3::Rbac;
 use envoy_types::pb::envoy::extensions::filters::http::wasm::v3::Wasm;
@@ -28,6 +28,7 @@ pub struct Ecds {
     names: Vec<String>,
     /// What came last under each name.
     latest: BTreeMap<String, Filter>,
+    responses: usize,
 }
 
 enum Stream {
@@ -53,20 +54,24 @@ impl Ecds {
         let stream = match protocol {
             Protocol::Sotw => {
                 let (requests, outgoing) = mpsc::channel(8);
-                let first = DiscoveryRequest { resource_names: names.to_vec(), ..sotw() };
+                let first = DiscoveryRequest { node: node(), resource_names: names.to_vec(), ..sotw() };
                 requests.send(first).await.expect("a stream");
                 let stream = client.stream_aggregated_resources(ReceiverStream::new(outgoing));
                 Stream::Sotw(requests, soon("a stream", stream).await.expect("a stream").into_inner())
             }
             Protocol::Delta => {
                 let (requests, outgoing) = mpsc::channel(8);
-                let first = DeltaDiscoveryRequest { resource_names_subscribe: names.to_vec(), ..delta() };
+                let first = DeltaDiscoveryRequest {
+                    node: node(),
+                    resource_names_subscribe: names.to_vec(),
+                    ..delta()
+                };
                 requests.send(first).await.expect("a stream");
                 let stream = client.delta_aggregated_resources(ReceiverStream::new(outgoing));
                 Stream::Delta(requests, soon("a stream", stream).await.expect("a stream").into_inner())
             }
         };
-        Ecds { stream, names: names.to_vec(), latest: BTreeMap::new() }
+        Ecds { stream, names: names.to_vec(), latest: BTreeMap::new(), responses: 0 }
     }
 
     /// Waits until a module stands under a name, and gives its path.
@@ -77,6 +82,22 @@ impl Ecds {
             }
             self.take().await;
         }
+    }
+
+    /// Waits until another module than this one stands under a name, and gives its path.
+    pub async fn other_module(&mut self, name: &str, than: &Path) -> PathBuf {
+        loop {
+            let path = self.module(name).await;
+            if path != than {
+                return path;
+            }
+            self.take().await;
+        }
+    }
+
+    /// How many responses have come.
+    pub fn responses(&self) -> usize {
+        self.responses
     }
 
     /// Waits until the filter that nothing passes stands under a name.
@@ -109,8 +130,13 @@ impl Ecds {
                 response.resources.into_iter().filter_map(|resource| resource.resource).collect()
             }
         };
+        self.responses += 1;
         self.latest.extend(resources.iter().map(read));
     }
+}
+
+fn node() -> Option<Node> {
+    Some(Node { id: "client".into(), ..Node::default() })
 }
 
 fn sotw() -> DiscoveryRequest {

@@ -32,7 +32,7 @@ impl Bench {
     }
 
     /// Envoy accepts the filter of this version.
-    fn runs(&mut self, version: &str) {
+    fn accepts(&mut self, version: &str) {
         self.control(&[filter("a", &format!("oci://r.io/a:{version}"), false)], &[]);
         self.arrives(self.fetches.len() - 1, &format!("/store/{version}.wasm"));
         self.ack();
@@ -44,7 +44,7 @@ fn an_update_that_fails_on_the_next_stream_leaves_what_worked_before() {
     for variant in BOTH {
         let memory = Memory::default();
         let mut bench = Bench::remembering(variant, &memory);
-        bench.runs("1");
+        bench.accepts("1");
         // An Envoy of the same node that holds nothing.
         bench.next_stream(&memory, &["a"], &[]);
         bench.control(&[filter("a", "oci://r.io/a:2", false)], &[]);
@@ -64,7 +64,7 @@ fn a_slow_update_on_the_next_stream_lets_what_worked_serve_after_the_hold() {
     for variant in BOTH {
         let memory = Memory::default();
         let mut bench = Bench::remembering(variant, &memory);
-        bench.runs("1");
+        bench.accepts("1");
         bench.next_stream(&memory, &["a"], &[]);
         bench.control(&[filter("a", "oci://r.io/a:2", false)], &[]);
         bench.passes(Settings::default().hold);
@@ -77,7 +77,7 @@ fn nothing_of_an_earlier_stream_is_used_for_a_name_that_is_not_offered_on_this_o
     for variant in BOTH {
         let memory = Memory::default();
         let mut bench = Bench::remembering(variant, &memory);
-        bench.runs("1");
+        bench.accepts("1");
         bench.next_stream(&memory, &["a"], &["a"]);
         bench.control(&[], &[]);
         bench.passes(Duration::from_secs(100));
@@ -97,9 +97,9 @@ fn what_envoy_rejected_is_not_sent_on_the_next_stream_nor_on_another_of_its_node
     for variant in BOTH {
         let memory = Memory::default();
         let mut bench = Bench::remembering(variant, &memory);
-        bench.runs("1");
+        bench.accepts("1");
         let mut other = Bench::remembering(variant, &memory);
-        other.runs("1");
+        other.accepts("1");
         bench.control(&[filter("a", "oci://r.io/a:2", false)], &[]);
         bench.arrives(bench.fetches.len() - 1, "/store/2.wasm");
         bench.nack("it does not start");
@@ -117,7 +117,7 @@ fn what_envoy_rejected_is_not_sent_on_the_next_stream_nor_on_another_of_its_node
         assert!(holds(&bench.last()["a"], "/store/1.wasm"), "what works goes in its place");
         bench.ack();
         // A change is news.
-        bench.runs("3");
+        bench.accepts("3");
         assert_eq!(bench.serving("a"), Serving::Current);
     }
 }
