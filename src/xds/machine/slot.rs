@@ -11,7 +11,7 @@ use super::memory::{LastGood, Remembered};
 use super::refresh::Follow;
 use super::{Failure, Serving};
 use crate::digest::PayloadDigest;
-use crate::module::{Module, ModuleRequest};
+use crate::module::{Module, ModuleRequest, ModuleUrl};
 use crate::protobuf::messages::{self, RESOURCE_TTL};
 use crate::protobuf::wire::{self, Fields, Value};
 use crate::rewrite::Plan;
@@ -482,8 +482,26 @@ impl Slot {
 
     fn fallback(&self) -> Option<Candidate> {
         let Some(Offer { plan: Plan::Remote(remote), wrapper, .. }) = &self.offer else { return None };
-        let allowed = !self.envoy_holds && !self.fallback_rejected && !self.fallback_refused;
-        allowed.then(|| Candidate::new(remote.fallback(), wrapper.clone(), true, self.generation))
+        self.allows_fallback()
+            .then(|| Candidate::new(remote.fallback(), wrapper.clone(), true, self.generation))
+    }
+
+    /// Whether the failure policy's filter may stand in.
+    pub fn allows_fallback(&self) -> bool {
+        !self.envoy_holds && !self.fallback_rejected && !self.fallback_refused
+    }
+
+    /// The last config that Envoy accepted, on this stream or an earlier one; no fallback.
+    pub fn works(&self) -> Option<&Candidate> {
+        self.accepted.as_ref().filter(|accepted| !accepted.fallback).or(self.last_good.as_ref())
+    }
+
+    /// Where the module is that the offer names, if it names one.
+    pub fn wanted(&self) -> Option<&ModuleUrl> {
+        match &self.offer.as_ref()?.plan {
+            Plan::Remote(remote) => remote.request.as_ref().ok().map(|request| &request.url),
+            Plan::Untouched | Plan::Stripped(_) => None,
+        }
     }
 
     fn doubt(&self, candidate: &Candidate) -> Option<Doubt> {
@@ -493,12 +511,7 @@ impl Slot {
     /// An accepted config repairs what a rejected one left behind in Envoy, and where there is none,
     /// the fallback does. A fallback never takes the place of what works.
     fn stand_in(&self) -> Option<Candidate> {
-        let works = self.accepted.as_ref().filter(|accepted| !accepted.fallback);
-        works
-            .or(self.last_good.as_ref())
-            .cloned()
-            .or_else(|| self.fallback())
-            .or_else(|| self.accepted.clone())
+        self.works().cloned().or_else(|| self.fallback()).or_else(|| self.accepted.clone())
     }
 
     /// What Envoy is to have now: what it ought to have, or what stands in for that.

@@ -68,7 +68,11 @@ impl Session {
                 Variant::StateOfTheWorld => "state_of_the_world",
                 Variant::Delta => "delta",
             },
-            resources: self.machine.slots().map(|(name, slot)| ResourceState::of(name, slot)).collect(),
+            resources: self
+                .machine
+                .slots()
+                .map(|(name, slot)| ResourceState::of(name, slot, &self.shared.clock))
+                .collect(),
         });
     }
 }
