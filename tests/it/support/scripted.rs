@@ -14,7 +14,7 @@ use envoy_types::pb::google::rpc;
 use prost::{Message, Name};
 
 use super::ads::{Connection, Stream};
-use super::control_plane::Protocol;
+use super::control_plane::{Protocol, Service};
 use super::ecds::{self, Filter};
 use super::envoy::Xds;
 use super::{resources, soon};
@@ -43,6 +43,7 @@ pub struct Received {
 /// An Envoy with one stream at a time.
 pub struct Scripted {
     pub protocol: Protocol,
+    service: Service,
     agent: Xds,
     stream: Stream,
     _connection: Connection,
@@ -63,11 +64,12 @@ pub struct Scripted {
 }
 
 impl Scripted {
-    pub async fn connect(agent: &Xds, protocol: Protocol) -> Scripted {
+    pub async fn connect(agent: &Xds, service: Service, protocol: Protocol) -> Scripted {
         let mut connection = Connection::open(agent).await;
-        let stream = connection.stream(protocol).await;
+        let stream = connection.stream_of(service, protocol, &[]).await;
         Scripted {
             protocol,
+            service,
             agent: agent.clone(),
             stream,
             _connection: connection,
@@ -87,7 +89,7 @@ impl Scripted {
     pub async fn reconnect(&mut self) {
         self.ended().await;
         let mut connection = Connection::open(&self.agent).await;
-        self.stream = connection.stream(self.protocol).await;
+        self.stream = connection.stream_of(self.service, self.protocol, &[]).await;
         self._connection = connection;
         self.said_node = false;
         self.nonces.clear();
