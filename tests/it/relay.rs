@@ -323,7 +323,11 @@ async fn what_is_no_aggregated_discovery_is_refused_and_the_connection_goes_on()
             .body(())
             .unwrap()
     };
-    for path in ["/envoy.service.cluster.v3.ClusterDiscoveryService/StreamClusters", "/"] {
+    for path in [
+        "/envoy.service.cluster.v3.ClusterDiscoveryService/StreamClusters",
+        "/envoy.service.extension.v3.ExtensionConfigDiscoveryService/FetchExtensionConfigs",
+        "/",
+    ] {
         let (_sender, answer) = connection.request(call(path, "application/grpc")).await.unwrap();
         let status = Status::from_header_map(answer.headers()).expect("an answer of headers alone");
         assert_eq!((answer.status(), status.code()), (StatusCode::OK, Code::Unimplemented));

@@ -9,8 +9,8 @@ use tokio::sync::Semaphore;
 
 use super::agent::{Agent, Options};
 use super::bad_server::{BadServer, Fault, Reply};
-use super::control_plane::{Protocol, Service};
 use super::control_plane::doubles::{Double, Kind};
+use super::control_plane::{Protocol, Service};
 use super::envoy::{self, Envoy, Variant, Xds};
 use super::resources::{self, Wasm};
 use super::scripted::Scripted;

@@ -84,9 +84,8 @@ impl Service {
 
     /// The method of a path.
     fn of(path: &str) -> Option<(Service, Protocol)> {
-        let methods = Service::BOTH
-            .into_iter()
-            .flat_map(|service| Protocol::BOTH.map(|protocol| (service, protocol)));
+        let methods =
+            Service::BOTH.into_iter().flat_map(|service| Protocol::BOTH.map(|protocol| (service, protocol)));
         methods.into_iter().find(|(service, protocol)| service.path(*protocol) == path)
     }
 }
@@ -232,7 +231,8 @@ impl tower_service::Service<Request<Streaming<Bytes>>> for Open {
         let (metadata, _, requests) = request.into_parts();
         // One message of room: a peer that does not read is felt by who sends.
         let (responses, outgoing) = mpsc::channel(1);
-        let accepted = Accepted { service: self.service, protocol: self.protocol, metadata, requests, responses };
+        let accepted =
+            Accepted { service: self.service, protocol: self.protocol, metadata, requests, responses };
         let sent = self.streams.send(accepted).map_err(|_| Status::unavailable("the test is over"));
         Box::pin(async move { sent.map(|()| Response::new(ReceiverStream::new(outgoing))) })
     }
