@@ -1,12 +1,6 @@
 //! Extension configs by a service of their own, `ExtensionConfigDiscoveryService`, instead of over ADS:
 //! an Envoy opens a stream for each filter then.
 
-use envoy_types::pb::envoy::config::core::v3::Node;
-use envoy_types::pb::envoy::service::discovery::v3::{
-    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse, Resource,
-};
-use envoy_types::util::pack_any;
-use prost::Message;
 use std::net::SocketAddr;
 
 use crate::support::ads::Connection;
@@ -25,6 +19,13 @@ use crate::support::standalone::{Standalone, header, plugin};
 use crate::support::traffic::Traffic;
 use crate::support::world::World;
 use crate::support::{eventually, fixtures, soon};
+use envoy_types::pb::envoy::config::core::v3::Node;
+use envoy_types::pb::envoy::service::discovery::v3::{
+    DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse, Resource,
+};
+use envoy_types::pb::google::protobuf::Any;
+use envoy_types::util::pack_any;
+use prost::Message;
 
 async fn plugins_of_a_folder_come_by_it(variant: Variant) {
     let standalone = Standalone::start().await;
@@ -75,7 +76,7 @@ async fn plugins_of_a_folder_come_by_their_own_service_in_delta() {
 }
 
 /// A listener with these filters, which are asked for by their own service.
-fn listener(variant: Variant, names: &[&str]) -> envoy_types::pb::google::protobuf::Any {
+fn listener(variant: Variant, names: &[&str]) -> Any {
     let discovery = discovery_by_its_service(Kind::Http, variant);
     let slots = names.iter().map(|name| resources::http_slot(name, discovery.clone()));
     let free = SocketAddr::from(([127, 0, 0, 1], 0));
@@ -166,11 +167,7 @@ async fn the_method_that_was_called_is_called_upstream_with_its_metadata() {
 }
 
 /// A request for a name, and a response that has it, both of this type.
-fn messages(
-    protocol: Protocol,
-    type_url: &str,
-    resource: envoy_types::pb::google::protobuf::Any,
-) -> (Vec<u8>, Vec<u8>) {
+fn messages(protocol: Protocol, type_url: &str, resource: Any) -> (Vec<u8>, Vec<u8>) {
     let (type_url, node) = (type_url.to_owned(), Some(Node { id: "scripted".into(), ..Node::default() }));
     match protocol {
         Protocol::Sotw => (
@@ -271,8 +268,9 @@ async fn a_type_that_is_not_named_is_that_of_extension_configs() {
 async fn what_is_of_another_type_passes_as_the_bytes_that_it_is() {
     let mut bench = Bench::new().await;
     for protocol in Protocol::BOTH {
-        let cluster = resources::extension("a", pack_any(Node::default()));
-        let (asked, answer) = messages(protocol, &resources::cds_type(), cluster);
+        // What would be rewritten in an extension config.
+        let filter = Wasm::remote(Kind::Http, "oci://registry.example/filter:v1").resource("a");
+        let (asked, answer) = messages(protocol, &resources::cds_type(), filter);
         let mut connection = bench.connect().await;
         let mut envoy = connection.stream_of(Service::ExtensionConfigs, protocol, &[]).await;
         let mut upstream = bench.control_plane.accept().await;
@@ -301,12 +299,12 @@ async fn what_a_listener_said_over_ads_holds_for_the_filters_that_come_by_their_
             by_ads.ask(&resources::lds_type()).await;
             let listeners = by_ads.receive().await;
             by_ads.accept(&listeners).await;
-            // Twice: an own stream that has ended takes nothing away from the other one.
-            for _ in 0..2 {
-                let before = scene.fetches("/nowhere");
+            // Twice: a stream of its own that has ended takes nothing away.
+            for number in 1..=2 {
                 let mut alone = Scripted::connect(&agent, Service::ExtensionConfigs, protocol).await;
                 alone.subscribe(&["a"]).await;
-                scene.fetched("/nowhere", before + 1).await;
+                scene.double.settled(&resources::ecds_type(), number).await;
+                scene.fetched("/nowhere", 1).await;
                 alone.silence(QUIET).await;
             }
             scene.publish("/fix");
