@@ -22,6 +22,8 @@ async fn an_envoy_that_comes_back_loses_nothing_and_hears_of_what_was_removed() 
         envoy.runs(&[("a", "a"), ("b", "b"), ("c", "c")]).await;
         scene.double.settled(&ecds, 1).await;
 
+        // What it has not accepted comes under another name on the next stream.
+        scene.heard(&envoy).await;
         scene.double.close_streams();
         envoy.ended().await;
         scene.double.remove(&ecds, "c");

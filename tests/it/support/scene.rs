@@ -82,6 +82,13 @@ impl Scene {
         Scripted::connect(&Xds::Unix(self.agent.socket.clone()), self.service, self.protocol).await
     }
 
+    /// Waits until the agent has heard all that its only Envoy said.
+    pub async fn heard(&self, envoy: &Scripted) {
+        let heard = || self.agent.metric("wasmferry_messages_total{from=\"envoy\",intercepted=\"true\"}");
+        eventually("the last request at the agent", async || (heard().await >= envoy.said).then_some(()))
+            .await;
+    }
+
     /// A real Envoy that gets everything over ADS.
     pub async fn real_envoy(&self, variant: Variant) -> Envoy {
         let agent = Xds::Unix(self.agent.socket.clone());

@@ -48,6 +48,8 @@ pub struct Scripted {
     stream: Stream,
     _connection: Connection,
     said_node: bool,
+    /// Requests for extension configs so far, over all streams.
+    pub said: u64,
     names: BTreeSet<String>,
     /// Of each type on this stream: the last nonce.
     nonces: BTreeMap<String, String>,
@@ -74,6 +76,7 @@ impl Scripted {
             stream,
             _connection: connection,
             said_node: false,
+            said: 0,
             names: BTreeSet::new(),
             nonces: BTreeMap::new(),
             versions: BTreeMap::new(),
@@ -275,6 +278,7 @@ impl Scripted {
             .then(|| Node { id: "scripted".into(), ..Node::default() });
         let error_detail = saying.error.map(|message| rpc::Status { code: 13, message, details: Vec::new() });
         let is_ecds = saying.type_url == resources::ecds_type();
+        self.said += u64::from(is_ecds);
         let request = match self.protocol {
             Protocol::Sotw => DiscoveryRequest {
                 node,
