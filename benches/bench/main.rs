@@ -1,10 +1,11 @@
 //! `make bench`: what wasmferry must reach, each measured beside something else in the same run, on
-//! real parts. `cargo bench --bench bench -- relay pull memory stall` runs only those that are named.
+//! real parts. `cargo bench --bench bench -- relay ecds pull memory stall` runs only those that are named.
 //!
 //! The agent is the built binary, or the one that `WASMFERRY` names, in a process of its own. Ends
 //! with 1 where a goal was missed.
 
 mod bare;
+mod ecds;
 mod envoy_side;
 mod filters;
 mod memory;
@@ -45,6 +46,9 @@ async fn main() -> ExitCode {
     noise(&report);
     if wants("relay") {
         relay::bench(&mut report).await;
+    }
+    if wants("ecds") {
+        ecds::bench(&mut report).await;
     }
     if wants("pull") {
         pull::bench(&mut report).await;

@@ -115,10 +115,10 @@ async fn answer(mut stream: Accepted) {
     }
 }
 
-const CLUSTERS: &str = "type.googleapis.com/envoy.config.cluster.v3.Cluster";
+pub const CLUSTERS: &str = "type.googleapis.com/envoy.config.cluster.v3.Cluster";
 
 /// A subscription to clusters, with as many names as have room.
-fn request(size: usize) -> Bytes {
+pub fn request(size: usize) -> Bytes {
     let name = "outbound|8080||service.namespace.svc.cluster.local";
     let mut request = DiscoveryRequest {
         type_url: CLUSTERS.into(),
@@ -131,7 +131,7 @@ fn request(size: usize) -> Bytes {
 }
 
 /// Clusters of some 1 KiB each, as many as have room.
-fn response(size: usize) -> Bytes {
+pub fn response(size: usize) -> Bytes {
     let mut response = DiscoveryResponse {
         type_url: CLUSTERS.into(),
         nonce: "n".repeat(40),

@@ -1,4 +1,4 @@
-//! What the listeners and clusters of one stream say of the extension configs that they wait for:
+//! What the listeners and clusters of one Envoy say of the extension configs that they wait for:
 //! which `type_urls` they take, whether they have a `default_config`, and when that changes.
 //!
 //! Responses of LDS and CDS are read as they pass and never changed. Of each resource with a
@@ -37,7 +37,7 @@ pub enum Seen {
     Refuses,
 }
 
-/// What is known on one stream, all from responses that passed on it.
+/// What is known of one Envoy, all from responses that passed on its streams.
 ///
 /// A resource that cannot be read counts as if it had not come: Envoy will refuse it and keep what
 /// it has, and so is kept what was known of it. That a resource's TTL ends is not noticed.

@@ -56,6 +56,15 @@ async fn every_bootstrap_is_one_that_envoy_takes() {
     assert_eq!(bootstraps, ["node.envoy.yaml", "sidecar.envoy.yaml", "standalone.envoy.yaml"]);
 }
 
+/// The commented `api_config_source` of the standalone pair, in the place of `ads`.
+fn by_its_own_service() -> String {
+    let file = with("standalone.envoy.yaml", &[]);
+    let start = file.find("#     api_config_source:").expect("the other form");
+    let lines = file[start..].lines().map_while(|line| line.strip_prefix("#     "));
+    let indent = " ".repeat(24);
+    lines.collect::<Vec<_>>().join(&format!("\n{indent}"))
+}
+
 /// Starts the agent of a pair, with paths and addresses of this world.
 async fn agent(world: &World, name: &str, replaced: &[(&str, String)]) -> Agent {
     let mut agent = Agent::configured(world, name, |agent| {
@@ -87,6 +96,23 @@ async fn envoy(world: &World, name: &str, agent: &Agent, replaced: &[(&str, Stri
 
 #[tokio::test]
 async fn the_standalone_pair_serves_its_plugin() {
+    the_standalone_pair_serves_it(&[]).await;
+}
+
+#[tokio::test]
+async fn so_it_does_by_the_other_form_that_is_shown() {
+    let ads_config = with("standalone.envoy.yaml", &[]);
+    let start = ads_config.find("dynamic_resources:").unwrap();
+    let end = ads_config.find("static_resources:").unwrap();
+    let without = (&ads_config[start..end], String::new());
+    the_standalone_pair_serves_it(&[
+        without,
+        ("                        ads: {}", format!("{}{}", " ".repeat(24), by_its_own_service())),
+    ])
+    .await;
+}
+
+async fn the_standalone_pair_serves_it(bootstrap: &[(&str, String)]) {
     let world = World::new();
     let registry = Registry::start(&world, Access::Anonymous).await;
     registry.publish("filters/add-header", "v1", Layout::OciImage, &module("add-header-v1")).await;
@@ -103,6 +129,7 @@ async fn the_standalone_pair_serves_its_plugin() {
     // In this order: the application's own port may be 10000.
     let replaced =
         [("port_value: 10000", "port_value: 0".into()), ("address: 127.0.0.1, port_value: 8080", address)];
+    let replaced = [&replaced[..], bootstrap].concat();
     let envoy = envoy(&world, "standalone", &agent, &replaced).await;
     assert_eq!(in_short(&envoy::request(envoy.listener("web").await).await), "200 v1");
 }

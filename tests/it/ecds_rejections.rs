@@ -8,7 +8,7 @@ use crate::support::control_plane::doubles::Kind;
 use crate::support::ecds::Filter;
 use crate::support::mesh::listener;
 use crate::support::resources::{self, allow_all, deny_all};
-use crate::support::scene::{QUIET, against_both};
+use crate::support::scene::{QUIET, against_both, against_both_by_each_service};
 use crate::support::scripted::Config;
 
 #[tokio::test]
@@ -50,7 +50,7 @@ async fn what_comes_again_with_equal_bytes_is_neither_fetched_nor_sent_again() {
 
 #[tokio::test]
 async fn after_a_rejected_module_the_last_good_one_comes_and_then_only_a_change() {
-    against_both(async |scene| {
+    against_both_by_each_service(async |scene| {
         let ecds = resources::ecds_type();
         for path in ["/a", "/b", "/rejected", "/update"] {
             scene.publish(path);

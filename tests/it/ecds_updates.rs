@@ -9,7 +9,7 @@ use crate::support::ecds::Filter;
 use crate::support::eventually;
 use crate::support::mesh::listener;
 use crate::support::resources::{self, allow_all, deny_all};
-use crate::support::scene::{QUIET, Scene, against_both};
+use crate::support::scene::{QUIET, Scene, against_both, against_both_by_each_service};
 
 /// So long a control plane waits for an answer at the most, on a machine that runs other tests besides.
 const ANSWER: Duration = Duration::from_secs(3);
@@ -21,7 +21,7 @@ async fn done(scene: &Scene) {
 
 #[tokio::test]
 async fn a_fix_is_delivered_while_the_fetch_of_a_broken_update_still_hangs() {
-    against_both(async |scene| {
+    against_both_by_each_service(async |scene| {
         let ecds = resources::ecds_type();
         scene.publish("/v1");
         let hanging = scene.publish_held("/hanging");
@@ -57,7 +57,7 @@ async fn a_fix_is_delivered_while_the_fetch_of_a_broken_update_still_hangs() {
 
 #[tokio::test]
 async fn of_two_updates_the_newer_wins_though_the_older_is_downloaded_last() {
-    against_both(async |scene| {
+    against_both_by_each_service(async |scene| {
         let ecds = resources::ecds_type();
         let first = scene.publish_held("/first");
         let second = scene.publish_held("/second");

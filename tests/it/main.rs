@@ -14,6 +14,7 @@ mod ecds_rejections;
 mod ecds_streams;
 mod ecds_under_load;
 mod ecds_updates;
+mod extension_service;
 mod fallback;
 mod filters;
 mod flow;

@@ -8,7 +8,7 @@ use tonic::{Code, Status};
 use crate::support::ads::{Connection, Ended, prefix};
 use crate::support::agent::{Agent, Options};
 use crate::support::control_plane::answer::{Answer, Answering};
-use crate::support::control_plane::{Accepted, ControlPlane, Protocol};
+use crate::support::control_plane::{Accepted, ControlPlane, Protocol, Service};
 use crate::support::envoy::Xds;
 use crate::support::sockets::{connected_at, connected_to};
 use crate::support::world::World;
@@ -323,14 +323,18 @@ async fn what_is_no_aggregated_discovery_is_refused_and_the_connection_goes_on()
             .body(())
             .unwrap()
     };
-    for path in ["/envoy.service.cluster.v3.ClusterDiscoveryService/StreamClusters", "/"] {
+    for path in [
+        "/envoy.service.cluster.v3.ClusterDiscoveryService/StreamClusters",
+        "/envoy.service.extension.v3.ExtensionConfigDiscoveryService/FetchExtensionConfigs",
+        "/",
+    ] {
         let (_sender, answer) = connection.request(call(path, "application/grpc")).await.unwrap();
         let status = Status::from_header_map(answer.headers()).expect("an answer of headers alone");
         assert_eq!((answer.status(), status.code()), (StatusCode::OK, Code::Unimplemented));
         assert!(status.message().contains("aggregated"), "{status:?}");
     }
     for content_type in ["application/json", "application/grpc-web+proto"] {
-        let request = call(Protocol::Delta.path(), content_type);
+        let request = call(Service::Aggregated.path(Protocol::Delta), content_type);
         let (_sender, answer) = connection.request(request).await.unwrap();
         assert_eq!(answer.status(), StatusCode::UNSUPPORTED_MEDIA_TYPE);
     }

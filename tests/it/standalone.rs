@@ -3,70 +3,14 @@
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
-use crate::support::agent::{self, Agent};
-use crate::support::envoy::{self, Envoy, Variant, Xds};
+use crate::support::envoy::{self, Variant};
+use crate::support::eventually;
 use crate::support::fixtures::module;
-use crate::support::registry::{Access, Layout, Registry};
+use crate::support::registry::Layout;
 use crate::support::resources::Kind;
+use crate::support::standalone::{Standalone, header, plugin};
 use crate::support::traffic::Traffic;
-use crate::support::world::{User, World};
-use crate::support::{eventually, resources};
-
-/// A plugin whose module writes its configuration into the header.
-fn plugin(namespace: &str, name: &str, url: &str, header: &str) -> String {
-    format!(
-        "apiVersion: extensions.istio.io/v1alpha1
-kind: WasmPlugin
-metadata: {{name: {name}, namespace: {namespace}}}
-spec:
-  url: {url}
-  pluginConfig: {{header: {header}}}
-"
-    )
-}
-
-/// What Envoy puts into the header then.
-fn header(header: &str) -> String {
-    format!(r#"{{"header":"{header}"}}"#)
-}
-
-/// An agent on a folder, and the registry that its plugins name.
-struct Standalone {
-    agent: Agent,
-    registry: Registry,
-    world: World,
-}
-
-impl Standalone {
-    async fn start() -> Standalone {
-        let world = World::new();
-        let registry = Registry::start(&world, Access::Anonymous).await;
-        registry.publish("configured", "v1", Layout::OciImage, &module("configured-header")).await;
-        let plugins = world.folder("plugins", User::Tests, 0o755);
-        let agent = Agent::start(&world, &agent::Options::directory(&plugins)).await;
-        Standalone { agent, registry, world }
-    }
-
-    fn url(&self) -> String {
-        self.registry.url("configured", "v1")
-    }
-
-    /// In one step, as editors do it.
-    fn write(&self, file: &str, content: &str) {
-        self.world.write(file, content, User::Tests, 0o644);
-    }
-
-    /// An Envoy whose only listener, in its bootstrap, has these HTTP filters.
-    async fn envoy(&self, variant: Variant, names: &[&str]) -> Envoy {
-        let slot = |name: &&str| resources::http_slot(name, resources::discovery(Kind::Http));
-        let http = names.iter().map(slot).collect();
-        let listener = resources::listener("web", self.world.address(), vec![], http);
-        let xds = Xds::Unix(self.agent.socket.clone());
-        let envoy = Envoy::start(&self.world, &envoy::Options::with_listener(xds, variant, listener)).await;
-        envoy.live().await;
-        envoy
-    }
-}
+use crate::support::world::User;
 
 async fn every_name_of_a_plugin_is_served(variant: Variant) {
     let standalone = Standalone::start().await;

@@ -10,8 +10,9 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
+use super::Variant;
 use super::slot::{Failing, Hash};
-use crate::discovery::Discoveries;
+use crate::discovery::{Discoveries, Seen};
 use crate::module::ModuleRequest;
 
 /// Rejected configs that are remembered of one name: the latest.
@@ -25,8 +26,11 @@ pub struct Memory(Arc<Mutex<Node>>);
 #[derive(Debug, Default)]
 pub struct Node {
     names: BTreeMap<String, Remembered>,
-    /// What its last stream knew of its listeners and clusters, which in Delta are not sent again.
-    pub discoveries: Discoveries,
+    /// What its listeners and clusters say of extension configs. In Delta they are not sent again on
+    /// the next stream.
+    discoveries: Discoveries,
+    /// Counts its changes, so that other streams of the node learn of them.
+    discovered: u64,
     /// Counts rejections, so that other streams of the node learn of them.
     rejections: u64,
     /// Whether a last good config is other than it was when this was last asked.
@@ -137,6 +141,27 @@ impl Node {
     /// How many rejections there have been.
     pub fn rejections(&self) -> u64 {
         self.rejections
+    }
+
+    /// A response of another type passed by on a stream: reads what it says of extension configs, and
+    /// gives the names of which that is news.
+    pub fn read(&mut self, variant: Variant, type_url: &str, response: &[u8]) -> BTreeSet<Arc<str>> {
+        let changed = match variant {
+            Variant::StateOfTheWorld => self.discoveries.read_response(type_url, response),
+            Variant::Delta => self.discoveries.read_delta_response(type_url, response),
+        };
+        self.discovered += u64::from(!changed.is_empty());
+        changed
+    }
+
+    /// Whether Envoy takes a fallback under this name, as far as its listeners and clusters say it.
+    pub fn fallback(&self, name: &str) -> Seen {
+        self.discoveries.fallback(name)
+    }
+
+    /// How often what is known of listeners and clusters has changed.
+    pub fn discovered(&self) -> u64 {
+        self.discovered
     }
 
     /// Whether what is worth keeping on disk has changed since this was last asked.

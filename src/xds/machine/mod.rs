@@ -17,7 +17,7 @@ pub mod slot;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use crate::discovery::{Discoveries, Seen};
+use crate::discovery::Seen;
 use crate::module::Module;
 use crate::rewrite::Plan;
 pub use crate::upstream::directory::Variant;
@@ -75,6 +75,17 @@ impl Default for Settings {
     }
 }
 
+impl Settings {
+    /// Whether Envoy would take a fallback, as far as can be known.
+    fn takes_fallback(&self, seen: Seen) -> bool {
+        match seen {
+            Seen::Takes => true,
+            Seen::Refuses => false,
+            Seen::Unseen => self.falls_back_unseen,
+        }
+    }
+}
+
 /// How Envoy's unified mux rejects a state of the world that lacks a name which an earlier one had,
 /// on an earlier stream too. It says so once for each such name, whatever else there is.
 const MISSING: &str = "Unexpected number of resources in ExtensionConfigDS response: 0";
@@ -85,8 +96,6 @@ pub struct Machine {
     slots: BTreeMap<String, Slot>,
     envoy: Envoy,
     control: Control,
-    /// What listeners and clusters say of extension configs.
-    discoveries: Discoveries,
     generations: u64,
     /// Until when the first response waits for what is on its way, so that nothing is missing which
     /// Envoy has from an earlier stream.
@@ -97,6 +106,8 @@ pub struct Machine {
     memory: Memory,
     /// Rejections of the node that this stream knows of.
     rejections: u64,
+    /// What is known of the node's listeners and clusters, as far as this stream has looked.
+    discovered: u64,
     actions: Vec<Action>,
 }
 
@@ -107,13 +118,13 @@ impl Machine {
             slots: BTreeMap::new(),
             envoy: Envoy::new(variant),
             control: Control::new(variant, settings.repeat_window),
-            discoveries: Discoveries::default(),
             generations: 0,
             resuming: None,
             missed: 0,
             backoff: Backoff::new(seed),
             memory: Memory::default(),
             rejections: 0,
+            discovered: 0,
             actions: Vec::new(),
             settings,
         }
@@ -121,14 +132,9 @@ impl Machine {
 
     /// Uses and keeps what is known of Envoy's node. To be called before anything else, or not at all.
     pub fn remember_in(&mut self, memory: Memory) {
-        self.discoveries = std::mem::take(&mut memory.lock().discoveries);
         self.rejections = memory.lock().rejections();
+        self.discovered = memory.lock().discovered();
         self.memory = memory;
-    }
-
-    /// The stream has ended: leaves what the node's next one may need.
-    pub fn leave(&mut self) {
-        self.memory.lock().discoveries = std::mem::take(&mut self.discoveries);
     }
 
     /// What is to be done, in order. Ask after each event or batch of events.
@@ -269,16 +275,11 @@ impl Machine {
     /// decides about fallbacks.
     pub fn passes_by(&mut self, type_url: &str, response: &[u8], now: Instant) {
         let variant = self.envoy.variant();
-        let changed = match variant {
-            Variant::StateOfTheWorld => self.discoveries.read_response(type_url, response),
-            Variant::Delta => self.discoveries.read_delta_response(type_url, response),
-        };
+        let changed = self.memory.lock().read(variant, type_url, response);
         for name in &changed {
-            let takes = self.takes_fallback(name);
-            let Some(slot) = self.slots.get_mut(&**name) else { continue };
-            slot.permit_fallback(takes, now);
+            let held = self.slots.get(&**name).is_some_and(|slot| slot.held().is_some());
             // In Delta a second watch for a name that Envoy has asks for nothing, and waits all the same.
-            if variant == Variant::Delta && slot.held().is_some() {
+            if variant == Variant::Delta && held {
                 self.envoy.force(name);
             }
         }
@@ -287,12 +288,16 @@ impl Machine {
         }
     }
 
-    /// Whether Envoy would take a fallback under this name, as far as can be known.
-    fn takes_fallback(&self, name: &str) -> bool {
-        match self.discoveries.fallback(name) {
-            Seen::Takes => true,
-            Seen::Refuses => false,
-            Seen::Unseen => self.settings.falls_back_unseen,
+    /// What listeners and clusters said on one stream holds on all of the node's: extension configs may
+    /// come by a stream of their own. Others learn of it when something happens on them.
+    fn learn_discoveries(&mut self, now: Instant) {
+        let memory = self.memory.lock();
+        if self.discovered == memory.discovered() {
+            return;
+        }
+        self.discovered = memory.discovered();
+        for (name, slot) in &mut self.slots {
+            slot.permit_fallback(self.settings.takes_fallback(memory.fallback(name)), now);
         }
     }
 
@@ -315,6 +320,7 @@ impl Machine {
 
     /// Does what is due.
     pub fn tick(&mut self, now: Instant) {
+        self.learn_discoveries(now);
         if self.control.deadline().is_some_and(|deadline| deadline <= now) {
             self.answer();
         }
@@ -356,7 +362,7 @@ impl Machine {
     /// Takes in a resource; whether it can go to Envoy without a fetch and is news to it.
     fn offered(&mut self, offer: Offer, now: Instant) -> bool {
         let name = offer.name.clone();
-        let takes_fallback = self.takes_fallback(&name);
+        let takes_fallback = self.settings.takes_fallback(self.memory.lock().fallback(&name));
         let slot = self.slots.entry(name.clone()).or_default();
         slot.permit_fallback(takes_fallback, now);
         if !slot.is_news(&offer) {

@@ -17,7 +17,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::{Code, Status};
 
-use super::control_plane::Protocol;
+use super::control_plane::{Protocol, Service};
 use super::envoy::Xds;
 use super::soon;
 
@@ -96,9 +96,19 @@ impl Connection {
         Ok((Sender(sender), response))
     }
 
-    /// Opens a discovery stream with this metadata.
+    /// Opens an aggregated stream with this metadata.
     pub async fn stream_with(&mut self, protocol: Protocol, metadata: &[(&str, &str)]) -> Stream {
-        let uri = format!("http://agent{}", protocol.path());
+        self.stream_of(Service::Aggregated, protocol, metadata).await
+    }
+
+    /// Opens a stream of this service with this metadata.
+    pub async fn stream_of(
+        &mut self,
+        service: Service,
+        protocol: Protocol,
+        metadata: &[(&str, &str)],
+    ) -> Stream {
+        let uri = format!("http://agent{}", service.path(protocol));
         let mut request = Request::builder().method(Method::POST).uri(uri);
         for (name, value) in [("content-type", "application/grpc"), ("te", "trailers")].iter().chain(metadata)
         {

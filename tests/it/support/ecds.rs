@@ -148,7 +148,7 @@ fn delta() -> DeltaDiscoveryRequest {
 }
 
 /// The name of a resource and what stands in it.
-pub(super) fn read(resource: &Any) -> (String, Filter) {
+pub fn read(resource: &Any) -> (String, Filter) {
     let config = TypedExtensionConfig::decode(resource.value.as_slice()).expect("an extension config");
     let filter = config.typed_config.expect("a filter");
     let filter = if filter.type_url == Wasm::type_url() {

@@ -89,7 +89,7 @@ impl Options {
         Options { listeners: vec![listener], lds: false, ..Options::lds(xds, variant) }
     }
 
-    /// The bootstrap. Its authority is set, since Rust's h2 refuses many a cluster's name.
+    /// The bootstrap.
     pub fn bootstrap(&self) -> Bootstrap {
         let address = match &self.xds {
             Xds::Tcp(address) => resources::socket_address(*address),
@@ -99,25 +99,6 @@ impl Options {
                     ..core::Pipe::default()
                 })),
             },
-        };
-        let metadata = self.metadata.iter().map(|(key, value)| core::HeaderValue {
-            key: key.clone(),
-            value: value.clone(),
-            ..core::HeaderValue::default()
-        });
-        let service = GrpcService {
-            initial_metadata: metadata.collect(),
-            target_specifier: Some(grpc_service::TargetSpecifier::EnvoyGrpc(grpc_service::EnvoyGrpc {
-                cluster_name: "xds".into(),
-                authority: "agent".into(),
-                retry_policy: Some(reconnect_soon()),
-                ..grpc_service::EnvoyGrpc::default()
-            })),
-            ..GrpcService::default()
-        };
-        let api_type = match self.variant {
-            Variant::Delta => ApiType::DeltaGrpc,
-            Variant::Sotw | Variant::SotwUnified => ApiType::Grpc,
         };
         Bootstrap {
             node: Some(core::Node {
@@ -135,13 +116,7 @@ impl Options {
                 ..StaticResources::default()
             }),
             dynamic_resources: Some(DynamicResources {
-                ads_config: Some(ApiConfigSource {
-                    api_type: api_type.into(),
-                    transport_api_version: core::ApiVersion::V3.into(),
-                    set_node_on_first_message_only: true,
-                    grpc_services: vec![service],
-                    ..ApiConfigSource::default()
-                }),
+                ads_config: Some(agent_service(self.variant, &self.metadata)),
                 lds_config: self.lds.then(resources::ads),
                 ..DynamicResources::default()
             }),
@@ -151,6 +126,47 @@ impl Options {
             ..Bootstrap::default()
         }
     }
+}
+
+/// The agent, asked by gRPC with this metadata. Its authority is set, since Rust's h2 refuses many a
+/// cluster's name.
+fn agent_service(variant: Variant, metadata: &[(String, String)]) -> ApiConfigSource {
+    let metadata = metadata.iter().map(|(key, value)| core::HeaderValue {
+        key: key.clone(),
+        value: value.clone(),
+        ..core::HeaderValue::default()
+    });
+    let service = GrpcService {
+        initial_metadata: metadata.collect(),
+        target_specifier: Some(grpc_service::TargetSpecifier::EnvoyGrpc(grpc_service::EnvoyGrpc {
+            cluster_name: "xds".into(),
+            authority: "agent".into(),
+            retry_policy: Some(reconnect_soon()),
+            ..grpc_service::EnvoyGrpc::default()
+        })),
+        ..GrpcService::default()
+    };
+    let api_type = match variant {
+        Variant::Delta => ApiType::DeltaGrpc,
+        Variant::Sotw | Variant::SotwUnified => ApiType::Grpc,
+    };
+    ApiConfigSource {
+        api_type: api_type.into(),
+        transport_api_version: core::ApiVersion::V3.into(),
+        set_node_on_first_message_only: true,
+        grpc_services: vec![service],
+        ..ApiConfigSource::default()
+    }
+}
+
+/// How a filter is asked for by the service of extension configs: otherwise as
+/// [`resources::discovery`].
+pub fn discovery_by_its_service(kind: resources::Kind, variant: Variant) -> core::ExtensionConfigSource {
+    let mut discovery = resources::discovery(kind);
+    let source = discovery.config_source.get_or_insert_default();
+    let service = core::config_source::ConfigSourceSpecifier::ApiConfigSource(agent_service(variant, &[]));
+    source.config_source_specifier = Some(service);
+    discovery
 }
 
 /// Envoy's own backoff goes up to 30 s.

@@ -22,6 +22,7 @@ pub mod resources;
 pub mod scene;
 pub mod scripted;
 pub mod sockets;
+pub mod standalone;
 pub mod timed;
 pub mod traffic;
 pub mod world;

@@ -9,8 +9,8 @@ use tokio::sync::Semaphore;
 
 use super::agent::{Agent, Options};
 use super::bad_server::{BadServer, Fault, Reply};
-use super::control_plane::Protocol;
 use super::control_plane::doubles::{Double, Kind};
+use super::control_plane::{Protocol, Service};
 use super::envoy::{self, Envoy, Variant, Xds};
 use super::resources::{self, Wasm};
 use super::scripted::Scripted;
@@ -23,6 +23,8 @@ pub const QUIET: Duration = Duration::from_millis(300);
 /// Declared in the order in which it ends.
 pub struct Scene {
     pub kind: Kind,
+    /// By which a scripted Envoy asks.
+    pub service: Service,
     pub protocol: Protocol,
     pub double: Double,
     pub agent: Agent,
@@ -34,18 +36,30 @@ pub struct Scene {
 ///
 /// The agent falls back soon after a first failure, so that a fallback in the wrong place is seen.
 pub async fn against_both(play: impl AsyncFn(&mut Scene)) {
+    against_both_by(&[Service::Aggregated], play).await;
+}
+
+/// The same over aggregated discovery and over that of extension configs alone. The agent calls the
+/// method that it was called by.
+pub async fn against_both_by_each_service(play: impl AsyncFn(&mut Scene)) {
+    against_both_by(&Service::BOTH, play).await;
+}
+
+async fn against_both_by(services: &[Service], play: impl AsyncFn(&mut Scene)) {
     let play = &play;
     let scenes = Kind::BOTH.into_iter().flat_map(|kind| Protocol::BOTH.map(|protocol| (kind, protocol)));
-    let scenes = scenes.map(|(kind, protocol)| async move {
-        let mut scene = Scene::new(kind, protocol).await;
+    let scenes = scenes.flat_map(|(kind, protocol)| services.iter().map(move |by| (kind, protocol, *by)));
+    let scenes = scenes.map(|(kind, protocol, service)| async move {
+        let mut scene = Scene { service, ..Scene::new(kind, protocol).await };
         let played = std::panic::AssertUnwindSafe(async {
             play(&mut scene).await;
             // Where a client has broken a rule, here at the latest.
-            scene.double.said();
+            let services = scene.double.services();
+            assert!(services.iter().all(|called| *called == service), "{services:?}");
         });
         if let Err(panic) = played.catch_unwind().await {
             let broken = scene.double.broken_rule().unwrap_or_default();
-            eprintln!("in a scene with {kind:?} by {protocol:?}; {broken}");
+            eprintln!("in a scene with {kind:?} by {service:?}, {protocol:?}; {broken}");
             std::panic::resume_unwind(panic);
         }
     });
@@ -59,12 +73,20 @@ impl Scene {
         let double = Double::listen(kind, Xds::Tcp(world.address())).await;
         let options = Options::upstream(double.address()).with("fetch: {hold: 100ms}");
         let agent = Agent::start(&world, &options).await;
-        Scene { kind, protocol, double, agent, server, world }
+        let service = Service::Aggregated;
+        Scene { kind, service, protocol, double, agent, server, world }
     }
 
     /// An Envoy that has said nothing yet.
     pub async fn envoy(&self) -> Scripted {
-        Scripted::connect(&Xds::Unix(self.agent.socket.clone()), self.protocol).await
+        Scripted::connect(&Xds::Unix(self.agent.socket.clone()), self.service, self.protocol).await
+    }
+
+    /// Waits until the agent has heard all that its only Envoy said.
+    pub async fn heard(&self, envoy: &Scripted) {
+        let heard = || self.agent.metric("wasmferry_messages_total{from=\"envoy\",intercepted=\"true\"}");
+        eventually("the last request at the agent", async || (heard().await >= envoy.said).then_some(()))
+            .await;
     }
 
     /// A real Envoy that gets everything over ADS.

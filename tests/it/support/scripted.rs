@@ -14,7 +14,7 @@ use envoy_types::pb::google::rpc;
 use prost::{Message, Name};
 
 use super::ads::{Connection, Stream};
-use super::control_plane::Protocol;
+use super::control_plane::{Protocol, Service};
 use super::ecds::{self, Filter};
 use super::envoy::Xds;
 use super::{resources, soon};
@@ -43,10 +43,13 @@ pub struct Received {
 /// An Envoy with one stream at a time.
 pub struct Scripted {
     pub protocol: Protocol,
+    service: Service,
     agent: Xds,
     stream: Stream,
     _connection: Connection,
     said_node: bool,
+    /// Requests for extension configs so far, over all streams.
+    pub said: u64,
     names: BTreeSet<String>,
     /// Of each type on this stream: the last nonce.
     nonces: BTreeMap<String, String>,
@@ -63,15 +66,17 @@ pub struct Scripted {
 }
 
 impl Scripted {
-    pub async fn connect(agent: &Xds, protocol: Protocol) -> Scripted {
+    pub async fn connect(agent: &Xds, service: Service, protocol: Protocol) -> Scripted {
         let mut connection = Connection::open(agent).await;
-        let stream = connection.stream(protocol).await;
+        let stream = connection.stream_of(service, protocol, &[]).await;
         Scripted {
             protocol,
+            service,
             agent: agent.clone(),
             stream,
             _connection: connection,
             said_node: false,
+            said: 0,
             names: BTreeSet::new(),
             nonces: BTreeMap::new(),
             versions: BTreeMap::new(),
@@ -87,7 +92,7 @@ impl Scripted {
     pub async fn reconnect(&mut self) {
         self.ended().await;
         let mut connection = Connection::open(&self.agent).await;
-        self.stream = connection.stream(self.protocol).await;
+        self.stream = connection.stream_of(self.service, self.protocol, &[]).await;
         self._connection = connection;
         self.said_node = false;
         self.nonces.clear();
@@ -273,6 +278,7 @@ impl Scripted {
             .then(|| Node { id: "scripted".into(), ..Node::default() });
         let error_detail = saying.error.map(|message| rpc::Status { code: 13, message, details: Vec::new() });
         let is_ecds = saying.type_url == resources::ecds_type();
+        self.said += u64::from(is_ecds);
         let request = match self.protocol {
             Protocol::Sotw => DiscoveryRequest {
                 node,

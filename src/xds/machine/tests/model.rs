@@ -489,7 +489,6 @@ impl World {
     }
 
     fn reconnect(&mut self) {
-        self.bench.machine.leave();
         let machine = Machine::new(self.variant(), Settings::default(), 11);
         let old = std::mem::replace(&mut self.bench.machine, machine);
         drop(old);

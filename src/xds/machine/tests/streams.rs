@@ -6,7 +6,6 @@ impl Bench {
     /// The next stream of the same node, on which Envoy asks for these names. In the state of the world
     /// it has a version from before; in Delta it says which of them it holds.
     fn next_stream(&mut self, memory: &Memory, names: &[&str], held: &[&str]) {
-        self.machine.leave();
         self.machine = Machine::new(self.variant, Settings::default(), 11);
         self.machine.remember_in(memory.clone());
         let set = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<_>>();
@@ -214,5 +213,24 @@ fn what_was_rejected_and_is_wanted_anew_by_another_source_is_offered_in_other_by
         bench.control(&[filter("a", "oci://r.io/a:9", true)], &[]);
         bench.arrives(bench.fetches.len() - 1, "/store/1.wasm");
         assert!(holds(&bench.last()["a"], "/store/././1.wasm"));
+    }
+}
+
+#[test]
+fn what_listeners_said_on_another_stream_of_the_node_holds_here_whatever_came_first() {
+    for variant in [Variant::StateOfTheWorld, Variant::Delta] {
+        let memory = Memory::default();
+        let mut of_listeners = Bench::new(variant, &[]);
+        of_listeners.machine.remember_in(memory.clone());
+        let mut bench = Bench::remembering(variant, &memory);
+        bench.control(&[filter("a", "oci://r.io/a:1", false)], &[]);
+        bench.fails(0);
+        of_listeners.passes_by(&fallbacks::listener(variant, "a", &[type_url::HTTP_WASM], false));
+        bench.passes(Duration::from_secs(30));
+        assert!(bench.responses.is_empty(), "{variant:?}: Envoy would refuse it");
+        let both = &[type_url::HTTP_WASM, type_url::HTTP_RBAC];
+        of_listeners.passes_by(&fallbacks::listener(variant, "a", both, false));
+        bench.fails(1);
+        assert!(is_fallback(&bench.last()["a"]), "{variant:?}");
     }
 }

@@ -41,9 +41,6 @@ use super::soon;
 /// The largest message that it takes and sends.
 const MAX_MESSAGE: usize = 256 << 20;
 
-const SOTW: &str = "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources";
-const DELTA: &str = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
-
 /// The protocol of one stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Protocol {
@@ -53,13 +50,43 @@ pub enum Protocol {
 
 impl Protocol {
     pub const BOTH: [Protocol; 2] = [Protocol::Sotw, Protocol::Delta];
+}
 
-    /// The path of its method.
-    pub fn path(self) -> &'static str {
-        match self {
-            Protocol::Sotw => SOTW,
-            Protocol::Delta => DELTA,
+/// The service of one stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Service {
+    /// ADS: all types.
+    Aggregated,
+    /// ECDS alone.
+    ExtensionConfigs,
+}
+
+impl Service {
+    pub const BOTH: [Service; 2] = [Service::Aggregated, Service::ExtensionConfigs];
+
+    /// The path of its method for a protocol.
+    pub fn path(self, protocol: Protocol) -> &'static str {
+        match (self, protocol) {
+            (Service::Aggregated, Protocol::Sotw) => {
+                "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources"
+            }
+            (Service::Aggregated, Protocol::Delta) => {
+                "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources"
+            }
+            (Service::ExtensionConfigs, Protocol::Sotw) => {
+                "/envoy.service.extension.v3.ExtensionConfigDiscoveryService/StreamExtensionConfigs"
+            }
+            (Service::ExtensionConfigs, Protocol::Delta) => {
+                "/envoy.service.extension.v3.ExtensionConfigDiscoveryService/DeltaExtensionConfigs"
+            }
         }
+    }
+
+    /// The method of a path.
+    fn of(path: &str) -> Option<(Service, Protocol)> {
+        let methods =
+            Service::BOTH.into_iter().flat_map(|service| Protocol::BOTH.map(|protocol| (service, protocol)));
+        methods.into_iter().find(|(service, protocol)| service.path(*protocol) == path)
     }
 }
 
@@ -131,6 +158,7 @@ impl ControlPlane {
 
 /// One stream, as it is. Nobody reads it but the test: one that is left alone stalls its peer.
 pub struct Accepted {
+    pub service: Service,
     pub protocol: Protocol,
     /// What came with the stream.
     pub metadata: MetadataMap,
@@ -170,14 +198,13 @@ where
     let service = service_fn(move |request: http::Request<hyper::body::Incoming>| {
         let streams = streams.clone();
         async move {
-            let protocol = match request.uri().path() {
-                SOTW => Protocol::Sotw,
-                DELTA => Protocol::Delta,
-                other => return Ok(Status::unimplemented(other.to_owned()).into_http()),
+            let path = request.uri().path();
+            let Some((service, protocol)) = Service::of(path) else {
+                return Ok(Status::unimplemented(path.to_owned()).into_http());
             };
             let mut grpc =
                 Grpc::new(Raw).max_decoding_message_size(MAX_MESSAGE).max_encoding_message_size(MAX_MESSAGE);
-            Ok::<_, Infallible>(grpc.streaming(Open { protocol, streams }, request).await)
+            Ok::<_, Infallible>(grpc.streaming(Open { service, protocol, streams }, request).await)
         }
     });
     // A connection that breaks shows in its streams.
@@ -186,6 +213,7 @@ where
 
 /// Hands a new stream to the test.
 struct Open {
+    service: Service,
     protocol: Protocol,
     streams: mpsc::UnboundedSender<Accepted>,
 }
@@ -203,7 +231,8 @@ impl tower_service::Service<Request<Streaming<Bytes>>> for Open {
         let (metadata, _, requests) = request.into_parts();
         // One message of room: a peer that does not read is felt by who sends.
         let (responses, outgoing) = mpsc::channel(1);
-        let accepted = Accepted { protocol: self.protocol, metadata, requests, responses };
+        let accepted =
+            Accepted { service: self.service, protocol: self.protocol, metadata, requests, responses };
         let sent = self.streams.send(accepted).map_err(|_| Status::unavailable("the test is over"));
         Box::pin(async move { sent.map(|()| Response::new(ReceiverStream::new(outgoing))) })
     }

@@ -12,7 +12,7 @@ use tonic::Status;
 use tonic::metadata::MetadataMap;
 
 use super::ledger::{Event, Ledger};
-use super::{Accepted, Ended, Protocol};
+use super::{Accepted, Ended, Protocol, Service};
 use crate::support::{resources, soon};
 
 /// One stream with its [`Ledger`].
@@ -31,6 +31,10 @@ impl From<Accepted> for Script {
 }
 
 impl Script {
+    pub fn service(&self) -> Service {
+        self.stream.service
+    }
+
     pub fn protocol(&self) -> Protocol {
         self.stream.protocol
     }

@@ -9,7 +9,7 @@ use tokio::task::JoinSet;
 
 use super::ledger::Event;
 use super::script::Script;
-use super::{ControlPlane, Ended, Protocol};
+use super::{ControlPlane, Ended, Protocol, Service};
 use crate::support::envoy::Xds;
 use crate::support::{eventually, resources};
 
@@ -32,7 +32,8 @@ struct State {
 
 #[derive(Debug, Default)]
 struct Record {
-    streams: usize,
+    /// The service of each stream, in the order in which they came.
+    streams: Vec<Service>,
     /// Each with the number of its stream, from 1.
     events: Vec<(usize, Event)>,
     broken: bool,
@@ -54,8 +55,8 @@ impl Serving {
                             let Some(accepted) = accepted else { return };
                             let number = {
                                 let mut record = lock(&record);
-                                record.streams += 1;
-                                record.streams
+                                record.streams.push(accepted.service);
+                                record.streams.len()
                             };
                             streams.spawn(stream(accepted.into(), number, state.subscribe(), record.clone()));
                         }
@@ -106,7 +107,12 @@ impl Serving {
 
     /// How many streams have been opened.
     pub fn streams(&self) -> usize {
-        lock(&self.record).streams
+        lock(&self.record).streams.len()
+    }
+
+    /// The services by which they were opened, oldest first.
+    pub fn services(&self) -> Vec<Service> {
+        lock(&self.record).streams.clone()
     }
 
     /// What clients said so far, each with the number of its stream.

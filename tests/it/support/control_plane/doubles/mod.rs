@@ -27,7 +27,7 @@ use self::message::Request;
 pub use self::message::Response;
 use self::stream::Stream;
 use super::ledger::Event;
-use super::{ControlPlane, Protocol};
+use super::{ControlPlane, Protocol, Service};
 use crate::support::envoy::Xds;
 use crate::support::{eventually, resources};
 
@@ -80,7 +80,8 @@ struct Offer {
 /// What was said on a stream.
 #[derive(Debug, Clone)]
 pub enum Said {
-    Opened,
+    /// By this service.
+    Opened(Service),
     Request(Event),
     Response(Response),
     Ended,
@@ -215,6 +216,15 @@ impl Double {
         let record = lock(&self.record);
         assert_eq!(record.broken, None, "a client broke a rule, after {:#?}", record.said);
         record.said.clone()
+    }
+
+    /// The services by which streams were opened, oldest first.
+    pub fn services(&self) -> Vec<Service> {
+        let opened = |(_, said)| match said {
+            Said::Opened(service) => Some(service),
+            _ => None,
+        };
+        self.said().into_iter().filter_map(opened).collect()
     }
 
     /// The rule that a client has broken, after which its stream ended.

@@ -46,7 +46,7 @@ impl Stream {
         mut state: watch::Receiver<State>,
         mut closings: watch::Receiver<u64>,
     ) {
-        self.note(Said::Opened);
+        self.note(Said::Opened(self.accepted.service));
         let closed = loop {
             let served = tokio::select! {
                 _ = closings.changed() => break true,
