@@ -1,5 +1,5 @@
 //! The memories of all nodes: whose streams share one, how long it outlives them, and what of it is
-//! on disk. While a node has no stream, what it wants and could not get is still tried.
+//! on disk. What a node wants and could not get is still tried while no stream of its sees to that.
 //!
 //! A node is known by the listener that it came to and the id that it gives itself.
 
@@ -269,19 +269,20 @@ impl Keeper {
     /// When there is something to do.
     fn due(&self) -> Option<Instant> {
         let mut due = None;
-        for (subject, entry) in self.memories.nodes().iter().filter(|(_, entry)| entry.streams == 0) {
-            let mut memory = entry.memory.lock();
+        for (subject, entry) in self.memories.nodes().iter() {
             let trying = |name: &str| self.trying.contains(&(subject.clone(), name.to_owned()));
-            let tries = memory.wanted().filter(|(name, _)| !trying(name)).map(|(_, wanted)| wanted.next);
-            due = tries.chain([entry.idle_since + REMEMBERED]).chain(due).min();
+            let mut memory = entry.memory.lock();
+            let tries = memory.unattended().filter(|(name, _)| !trying(name)).map(|(_, wanted)| wanted.next);
+            let forgotten = (entry.streams == 0).then(|| entry.idle_since + REMEMBERED);
+            due = tries.chain(forgotten).chain(due).min();
         }
         due
     }
 
     fn try_what_is_due(&mut self) {
         let now = self.memories.0.clock.now();
-        for (subject, entry) in self.memories.nodes().iter().filter(|(_, entry)| entry.streams == 0) {
-            for (name, wanted) in entry.memory.lock().wanted().filter(|(_, wanted)| wanted.next <= now) {
+        for (subject, entry) in self.memories.nodes().iter() {
+            for (name, wanted) in entry.memory.lock().unattended().filter(|(_, wanted)| wanted.next <= now) {
                 let key = (subject.clone(), name.to_owned());
                 if !self.trying.insert(key.clone()) {
                     continue;
@@ -302,10 +303,8 @@ impl Keeper {
         let Some(entry) = nodes.get(&subject) else { return };
         let mut memory = entry.memory.lock();
         // A stream of the node has taken over, perhaps with another config.
-        let wanted = memory.wanted().find(|(wanted, _)| *wanted == name).map(|(_, wanted)| wanted);
-        let Some(wanted) = wanted.filter(|wanted| wanted.source == source && entry.streams == 0) else {
-            return;
-        };
+        let wanted = memory.unattended().find(|(wanted, _)| *wanted == name).map(|(_, wanted)| wanted);
+        let Some(wanted) = wanted.filter(|wanted| wanted.source == source) else { return };
         match outcome {
             Ok(_) => memory.arrived(&name),
             Err(error) => {

@@ -80,6 +80,8 @@ pub struct Wanted {
     pub failing: Option<Failing>,
     /// When it is tried again.
     pub next: Instant,
+    /// A stream sees to that.
+    pub attended: bool,
 }
 
 impl Memory {
@@ -183,9 +185,17 @@ impl Node {
         }
     }
 
-    /// What is wanted and not there, by name.
-    pub fn wanted(&mut self) -> impl Iterator<Item = (&str, &mut Wanted)> {
-        self.names.iter_mut().filter_map(|(name, remembered)| Some((&**name, remembered.wanted.as_mut()?)))
+    /// What is wanted, not there, and seen to by no stream, by name.
+    pub fn unattended(&mut self) -> impl Iterator<Item = (&str, &mut Wanted)> {
+        let wanted = self.names.iter_mut();
+        let wanted = wanted.filter_map(|(name, remembered)| Some((&**name, remembered.wanted.as_mut()?)));
+        wanted.filter(|(_, wanted)| !wanted.attended)
+    }
+
+    /// The stream that saw to what is wanted under this name has ended.
+    pub fn left(&mut self, name: &str) {
+        let wanted = self.names.get_mut(name).and_then(|remembered| remembered.wanted.as_mut());
+        wanted.into_iter().for_each(|wanted| wanted.attended = false);
     }
 
     /// No longer wants what is there now.

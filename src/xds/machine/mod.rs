@@ -137,6 +137,12 @@ impl Machine {
         self.memory = memory;
     }
 
+    /// The stream has ended: what it wants is for others to see to.
+    pub fn leave(&mut self) {
+        let mut memory = self.memory.lock();
+        self.slots.keys().for_each(|name| memory.left(name));
+    }
+
     /// What is to be done, in order. Ask after each event or batch of events.
     pub fn actions(&mut self, now: Instant) -> Vec<Action> {
         self.flush(now);
@@ -389,8 +395,9 @@ impl Machine {
                 let pardoned = |hash: &Hash| doubted.contains(hash) && !slot.rejections().contains(hash);
                 remembered.rejected.retain(|rejected| !pardoned(rejected));
             }
-            if !matches!(slot.fetching, Fetching::Waiting(_)) {
-                remembered.wanted = None;
+            match &mut remembered.wanted {
+                Some(wanted) if matches!(slot.fetching, Fetching::Waiting(_)) => wanted.attended = true,
+                wanted => *wanted = None,
             }
         }
         let Some(offer) = &slot.offer else { return false };
@@ -402,7 +409,9 @@ impl Machine {
                 Ok(request) => {
                     slot.fetching = Fetching::Running;
                     let (source, request) = (offer.source, request.clone());
-                    let wanted = Wanted { source, request: request.clone(), failing: None, next: now };
+                    let request_of = request.clone();
+                    let wanted =
+                        Wanted { source, request: request_of, failing: None, next: now, attended: true };
                     self.memory.lock().entry(&name).wanted = Some(wanted);
                     let request = Box::new(request);
                     self.actions.push(Action::Fetch { name, generation: self.generations, request });

@@ -156,6 +156,7 @@ impl Session {
         tracing::info!(
             listener = &*self.listener, node = self.node_id, reason = %end, "stream ended"
         );
+        self.machine.leave();
         let Self { to_envoy, shared, entry, member, fetches, .. } = self;
         drop((entry, member, fetches));
         match end {

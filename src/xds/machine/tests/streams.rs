@@ -234,3 +234,25 @@ fn what_listeners_said_on_another_stream_of_the_node_holds_here_whatever_came_fi
         assert!(is_fallback(&bench.last()["a"]), "{variant:?}");
     }
 }
+
+#[test]
+fn what_is_wanted_is_for_others_to_see_to_once_the_stream_has_ended() {
+    for variant in BOTH {
+        let memory = Memory::default();
+        let unattended = || memory.lock().unattended().map(|(name, _)| name.to_owned()).collect::<Vec<_>>();
+        let mut bench = Bench::remembering(variant, &memory);
+        let offer = [filter("a", "oci://r.io/a:1", false)];
+        bench.control(&offer, &[]);
+        bench.fails(0);
+        assert_eq!(unattended(), [""; 0]);
+        bench.machine.leave();
+        assert_eq!(unattended(), ["a"]);
+        bench.next_stream(&memory, &["a"], &[]);
+        bench.control(&offer, &[]);
+        assert_eq!(unattended(), [""; 0], "the next one does");
+        bench.passes(Duration::from_secs(2));
+        bench.arrives(bench.fetches.len() - 1, "/store/a.wasm");
+        bench.machine.leave();
+        assert_eq!(unattended(), [""; 0], "it is there");
+    }
+}
