@@ -204,9 +204,4 @@ impl Node {
             remembered.wanted = None;
         }
     }
-
-    /// The names of which something is remembered.
-    pub fn names(&self) -> BTreeSet<String> {
-        self.names.keys().cloned().collect()
-    }
 }
