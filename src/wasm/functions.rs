@@ -40,9 +40,11 @@ struct Shared<'a> {
     failed: AtomicBool,
     /// What was wrong, and where the function begins.
     first: Mutex<Option<(u64, ModuleError)>>,
+    /// Empty batches. Their memory is used again: some allocators give that much back to the kernel
+    /// each time.
+    spare: Mutex<Vec<Batch>>,
 }
 
-#[derive(Default)]
 struct Batch {
     bytes: Vec<u8>,
     bodies: Vec<Body>,
@@ -60,18 +62,20 @@ pub(super) fn validate(
     budgets: &Budgets,
     read: impl FnOnce(&mut Functions<'_, '_>) -> Result<(), ModuleError>,
 ) -> Result<(), ModuleError> {
-    let shared = Shared { budgets, failed: AtomicBool::new(false), first: Mutex::new(None) };
+    let (failed, first, spare) = (AtomicBool::new(false), Mutex::new(None), Mutex::default());
+    let shared = Shared { budgets, failed, first, spare };
     let outcome = thread::scope(|scope| {
         let mut functions = Functions {
             scope,
             shared: &shared,
-            batch: Batch::default(),
+            batch: shared.empty_batch(),
             batches: None,
             allocations: FuncValidatorAllocations::default(),
         };
         let outcome = read(&mut functions);
-        let rest = std::mem::take(&mut functions.batch);
-        functions.shared.validate(rest, &mut functions.allocations);
+        let Functions { batch, mut allocations, batches, .. } = functions;
+        drop(batches);
+        shared.validate(batch, &mut allocations);
         outcome
     });
     match shared.first.into_inner().unwrap_or_else(PoisonError::into_inner) {
@@ -102,7 +106,7 @@ impl<'scope, 'env> Functions<'scope, 'env> {
     }
 
     fn hand_over(&mut self) {
-        let batch = std::mem::take(&mut self.batch);
+        let batch = std::mem::replace(&mut self.batch, self.shared.empty_batch());
         let batches = self.batches.get_or_insert_with(|| start_helpers(self.scope, self.shared));
         if let Err(TrySendError::Full(batch) | TrySendError::Disconnected(batch)) = batches.try_send(batch) {
             self.shared.validate(batch, &mut self.allocations);
@@ -138,10 +142,17 @@ impl Shared<'_> {
         }
     }
 
-    fn validate(&self, Batch { bytes, bodies }: Batch, allocations: &mut FuncValidatorAllocations) {
-        for Body { function, range, offset } in bodies {
-            self.validate_one(function, bytes.get(range).unwrap_or_default(), offset, allocations);
+    fn empty_batch(&self) -> Batch {
+        let spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        spare.unwrap_or_else(|| Batch { bytes: Vec::new(), bodies: Vec::new() })
+    }
+
+    fn validate(&self, mut batch: Batch, allocations: &mut FuncValidatorAllocations) {
+        for Body { function, range, offset } in batch.bodies.drain(..) {
+            self.validate_one(function, batch.bytes.get(range).unwrap_or_default(), offset, allocations);
         }
+        batch.bytes.clear();
+        self.spare.lock().unwrap_or_else(PoisonError::into_inner).push(batch);
     }
 
     fn validate_one(
