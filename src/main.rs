@@ -4,6 +4,11 @@ use std::process::ExitCode;
 
 use wasmferry::config::Environment;
 
+/// See `.cargo/config.toml` for how it is set up.
+#[cfg(target_env = "musl")]
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 fn main() -> ExitCode {
     wasmferry::cli::main(std::env::args_os(), &Environment::of_process())
 }
