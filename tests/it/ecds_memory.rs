@@ -4,7 +4,7 @@ use std::fs;
 
 use crate::support::bad_server::Reply;
 use crate::support::eventually;
-use crate::support::scene::{QUIET, Scene, against_both};
+use crate::support::scene::{QUIET, against_both};
 
 #[tokio::test]
 async fn what_was_rejected_is_not_offered_again_on_the_next_stream() {
@@ -32,16 +32,6 @@ async fn what_was_rejected_is_not_offered_again_on_the_next_stream() {
     .await;
 }
 
-/// Waits until the agent has written down what works.
-async fn noted(scene: &Scene) {
-    let notes = scene.agent.cache.join("v1/content/notes");
-    eventually("a note in the store", async || {
-        let files = fs::read_dir(&notes).ok()?;
-        (files.count() > 0).then_some(())
-    })
-    .await;
-}
-
 #[tokio::test]
 async fn an_envoy_that_starts_with_the_agent_while_an_update_is_broken_runs_what_worked_before() {
     against_both(async |scene| {
@@ -50,7 +40,7 @@ async fn an_envoy_that_starts_with_the_agent_while_an_update_is_broken_runs_what
         let mut envoy = scene.envoy().await;
         envoy.subscribe(&["a"]).await;
         envoy.runs(&[("a", "a")]).await;
-        noted(scene).await;
+        scene.agent.noted().await;
         scene.double.set(scene.filter("a", "broken", "/nowhere"));
         scene.fetched("/nowhere", 1).await;
         scene.agent.kill();

@@ -25,6 +25,7 @@ async fn a_node_that_starts_again_gets_its_last_good(variant: Variant) {
     for agent_too in [false, true] {
         drop(last.take());
         if agent_too {
+            mesh.agent.noted().await;
             mesh.agent.kill();
             mesh.agent.resume(&mesh.world).await;
         }

@@ -1,6 +1,7 @@
 //! The built wasmferry: as the agent that Envoy talks to, and as a command.
 
 use std::ffi::OsString;
+use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Output;
@@ -125,6 +126,16 @@ impl Agent {
         let own = std::mem::replace(&mut self.program.path, path.into());
         let own = [own.into_os_string()].into_iter().chain(std::mem::take(&mut self.program.args));
         self.program.args = words.chain(own).collect();
+    }
+
+    /// Waits until it has written down what works for a node.
+    pub async fn noted(&self) {
+        let notes = self.cache.join("v1/content/notes");
+        eventually("a note in the store", async || {
+            let files = fs::read_dir(&notes).ok()?;
+            (files.count() > 0).then_some(())
+        })
+        .await;
     }
 
     /// Starts it, the same as before, and waits until it is ready.
