@@ -52,6 +52,10 @@ pub struct ControlPlane {
 /// A stream-wide window of HTTP/2, which bounds what the control plane sends ahead of our reading.
 const STREAM_WINDOW: u32 = 1024 * 1024;
 
+/// The largest frame of HTTP/2 that a peer may send, in bytes. A message that comes in one is passed on
+/// without a copy.
+pub const MAX_FRAME: u32 = 128 * 1024;
+
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Finds a control plane that vanished without a word. Done by TCP: HTTP/2 pings more often than a
@@ -93,6 +97,7 @@ impl ControlPlane {
             .tcp_keepalive(Some(KEEPALIVE))
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(STREAM_WINDOW)
+            .max_frame_size(MAX_FRAME)
             .http2_max_header_list_size(64 * 1024);
         Ok(Self { endpoint, address: address.to_string() })
     }

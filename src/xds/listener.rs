@@ -19,6 +19,7 @@ use super::outbox::OutboxBody;
 use super::session::{self, Shared};
 use crate::causes::with_causes;
 use crate::listen::{Bound, Connection};
+use crate::upstream::grpc::MAX_FRAME;
 
 /// A peer that answers no ping for this long is gone.
 const PING_INTERVAL: Duration = Duration::from_secs(30);
@@ -66,7 +67,8 @@ async fn connection(stream: Connection, shared: Arc<Shared>, name: Arc<str>, tra
         .timer(TokioTimer::new())
         .keep_alive_interval(PING_INTERVAL)
         .keep_alive_timeout(PING_TIMEOUT)
-        .max_header_list_size(64 * 1024);
+        .max_header_list_size(64 * 1024)
+        .max_frame_size(MAX_FRAME);
     let mut connection = std::pin::pin!(server.serve_connection(TokioIo::new(stream), service));
     let silent = shared.clock.timeout_at(shared.clock.now() + SILENCE_LIMIT, spoken.cancelled());
     let ended = tokio::select! {
