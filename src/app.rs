@@ -164,7 +164,7 @@ impl App {
         );
         let (relay, settings) = watch::channel(relay_settings(&config));
         let budget = Budget::new(config.relay.in_flight_bytes);
-        let states = States::default();
+        let states = States::new(clock.clone());
         let shown = Arc::new(Shown {
             registry,
             readiness: readiness.clone(),

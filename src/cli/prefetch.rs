@@ -47,7 +47,10 @@ pub fn prefetch(args: &PrefetchArgs, config: &Config, environment: &Environment)
     }
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(CliError::Runtime)?;
-    let failed = runtime.block_on(fetch_all(wanted, config, args.output))?;
+    let failed = runtime.block_on(fetch_all(wanted, config, args.output));
+    // Each has ended and been told of. What keeps idle connections is not waited for.
+    runtime.shutdown_background();
+    let failed = failed?;
     if failed > 0 { Err(CliError::Failed { failed }) } else { Ok(()) }
 }
 

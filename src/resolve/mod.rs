@@ -159,6 +159,23 @@ impl Resolver {
         Ok(Asked { request, credential, audience, config })
     }
 
+    /// Of each of these modules, whether the store has it and it is good under its pull policy. Where
+    /// not, or where that cannot be known, [`Resolver::resolve`] says what is wrong.
+    pub async fn stored(&self, requests: &[ModuleRequest]) -> Vec<Option<Module>> {
+        let (resolver, wanted) = (self.clone(), requests.to_vec());
+        let look_up = move || {
+            let look_up = |request| {
+                let asked = resolver.asked(request).ok()?;
+                resolver.0.look_up(&asked).ok().flatten()
+            };
+            let found: Vec<_> = wanted.into_iter().map(look_up).collect();
+            let hits = found.iter().flatten().count();
+            resolver.0.metrics.lookups.get_or_create(&result("hit")).inc_by(hits as u64);
+            found
+        };
+        tokio::task::spawn_blocking(look_up).await.unwrap_or_else(|_| vec![None; requests.len()])
+    }
+
     /// The module, from the store or from its source. Dropping this future does not cancel a fetch
     /// that others wait for, or will within a short grace.
     pub async fn resolve(&self, request: ModuleRequest) -> Outcome {

@@ -5,10 +5,10 @@ use std::sync::atomic::Ordering;
 use std::thread;
 
 use super::{Asked, Inner, Progress, ResolveError, digest_key, is_expected, source_key};
-use crate::digest::SourceDigest;
+use crate::digest::{PayloadDigest, SourceDigest};
 use crate::fetch::{Body, FetchError};
 use crate::module::{Module, PullPolicy};
-use crate::store::{Finished, Ingest, Record, StoreError, Stored};
+use crate::store::{Finished, Ingest, PreparedRecord, Record, StoreError, Stored};
 use crate::wasm::{self, UnpackError};
 
 impl Inner {
@@ -88,24 +88,25 @@ impl Inner {
         let budgets = &asked.config.budgets;
         let ingest = self.store.ingest().map_err(|source| asked.store_error(source))?;
         let following = ingest.follow().map_err(|source| asked.store_error(source))?;
-        let ((finished, source), checked) = thread::scope(|scope| {
+        let ((finished, source, records), checked) = thread::scope(|scope| {
             let check = thread::Builder::new()
                 .name("module-check".to_owned())
                 .spawn_scoped(scope, || wasm::check(following, budgets));
             // Where this fails, the ingest is gone, and the check ends by that.
-            let written = self.write(asked, body, ingest, source_is_expected, progress)?;
+            let (finished, source) = self.write(asked, body, ingest, source_is_expected, progress)?;
+            let records = self.prepare_records(asked, &finished, source);
             let checked = match check {
                 Ok(check) => check.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
                 // No thread is to be had.
                 Err(_) => {
-                    wasm::check(written.0.reader().map_err(|source| asked.store_error(source))?, budgets)
+                    wasm::check(finished.reader().map_err(|source| asked.store_error(source))?, budgets)
                 }
             };
-            Ok((written, checked))
+            Ok(((finished, source, records), checked))
         })?;
         checked.map_err(|source| ResolveError::Module { url: asked.request.url.to_string(), source })?;
-        let Stored { path, payload, size } =
-            finished.commit(&asked.audience).map_err(|source| asked.store_error(source))?;
+        let committed = finished.commit_recorded(&asked.audience, records);
+        let Stored { path, payload, size } = committed.map_err(|source| asked.store_error(source))?;
         Ok(Module { path, payload, source, size, cached: false })
     }
 
@@ -142,21 +143,53 @@ impl Inner {
         Ok((finished, source))
     }
 
+    /// Writes the records of what is about to be in the store, which costs no time while the check goes
+    /// on.
+    fn prepare_records(
+        &self,
+        asked: &Asked,
+        finished: &Finished,
+        source: SourceDigest,
+    ) -> Vec<PreparedRecord> {
+        let key = source_key(&asked.request);
+        let by_digest = digest_key(&asked.request.url, &source).filter(|by_digest| *by_digest != key);
+        let record = self.record_of(asked, finished.payload(), source, finished.size());
+        let prepare = |key: String| {
+            let prepared = self.store.prepare_record(&asked.audience, &key, &record);
+            prepared.inspect_err(|error| cannot_record(asked, error)).ok()
+        };
+        [Some(key), by_digest].into_iter().flatten().filter_map(prepare).collect()
+    }
+
     /// Writes an index record. Without it the module is as good, and costs a fetch next time.
     pub(super) fn remember(&self, asked: &Asked, key: &str, module: &Module) {
-        let url = asked.request.url.to_string();
-        let record = Record {
-            payload: module.payload,
-            source: module.source,
-            size: module.size,
-            resource_version: asked.request.resource_version.clone(),
-            fetched_at: self.clock.wall(),
-            url: url.clone(),
-        };
+        let record = self.record_of(asked, module.payload, module.source, module.size);
+        // Of what has just come, whoever fetched it has written its own records already.
+        if !module.cached
+            && let Ok(Some(known)) = self.store.lookup(&asked.audience, key)
+            && (Record { fetched_at: record.fetched_at, ..known }) == record
+        {
+            return;
+        }
         if let Err(error) = self.store.record(&asked.audience, key, &record) {
-            tracing::warn!(url, "cannot write an index record: {error}");
+            cannot_record(asked, &error);
         }
     }
+
+    fn record_of(&self, asked: &Asked, payload: PayloadDigest, source: SourceDigest, size: u64) -> Record {
+        Record {
+            payload,
+            source,
+            size,
+            resource_version: asked.request.resource_version.clone(),
+            fetched_at: self.clock.wall(),
+            url: asked.request.url.to_string(),
+        }
+    }
+}
+
+fn cannot_record(asked: &Asked, error: &StoreError) {
+    tracing::warn!(url = %asked.request.url, "cannot write an index record: {error}");
 }
 
 /// Tells [`Progress`] what has been read.

@@ -3,8 +3,8 @@
 use std::sync::atomic::Ordering;
 
 use super::error::{Operation, StoreError};
-use super::fs::{Folder, Found, sync_together};
-use super::layout::{Way, view_name};
+use super::fs::{Folder, Found};
+use super::layout::{Place, Way, view_name};
 use super::temporary::{Temporary, fresh_name};
 use super::{Audience, PayloadDigest, Store, Stored};
 
@@ -23,14 +23,15 @@ impl Store {
         })
     }
 
-    /// Gives a file whose bytes are durable its place. See [`Finished::commit`](super::Finished::commit).
+    /// Gives a file whose bytes are durable its place, and says which folders are to be synced for it.
+    /// See [`Finished::commit`](super::Finished::commit).
     pub(super) fn place(
         &self,
         file: &mut Temporary,
         payload: &PayloadDigest,
         size: u64,
         audience: &Audience,
-    ) -> Result<Stored, StoreError> {
+    ) -> Result<(Stored, [Place; 2]), StoreError> {
         let blob = Way::blob(payload).make(self.root())?;
         let view = Way::view(audience, payload).make(self.root())?;
         let name = view_name(payload);
@@ -46,9 +47,9 @@ impl Store {
         if is_new {
             self.0.entries.fetch_add(1, Ordering::Relaxed);
         }
+        let stored = Stored { path: view.folder.path().join(name), payload: *payload, size };
         // Also where nothing is new: who put it there may not have come this far.
-        sync_together(&[&blob.folder, &blob.parent, &view.folder, &view.parent])?;
-        Ok(Stored { path: view.folder.path().join(name), payload: *payload, size })
+        Ok((stored, [blob, view]))
     }
 
     /// Says whether the store did not have the payload before.

@@ -6,6 +6,7 @@
 //! Names come from the store's own code: none holds a `/` or is `..`. What is at which name, and
 //! what it is good for, is not known here.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -288,8 +289,11 @@ impl Folder {
     }
 }
 
-/// Syncs several folders at the same time: they mostly wait for one and the same flush of the disk.
+/// Syncs several folders, each once, at the same time: they mostly wait for one and the same flush of
+/// the disk.
 pub(super) fn sync_together(folders: &[&Folder]) -> Result<(), StoreError> {
+    let folders: BTreeMap<_, _> = folders.iter().map(|folder| (&folder.path, *folder)).collect();
+    let folders: Vec<_> = folders.into_values().collect();
     let Some((first, others)) = folders.split_first() else { return Ok(()) };
     std::thread::scope(|scope| {
         let spawn = |folder: &'_ &Folder| {

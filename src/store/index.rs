@@ -14,7 +14,7 @@ use super::error::StoreError;
 use super::file::File;
 use super::fs::{SECRET, sync_together};
 use super::key::Purpose;
-use super::layout::Way;
+use super::layout::{Place, Way};
 use super::temporary::Temporary;
 use super::{Audience, PayloadDigest, Record, Store};
 use crate::digest::SourceDigest;
@@ -63,6 +63,22 @@ impl EntryKey {
     }
 }
 
+/// A record that is written and not yet in its place. Dropping it removes it.
+pub struct PreparedRecord {
+    store: Store,
+    key: EntryKey,
+    file: Temporary,
+}
+
+impl PreparedRecord {
+    /// In the place of the record that there was. The folders are to be synced.
+    pub(super) fn take_place(mut self) -> Result<Place, StoreError> {
+        let place = Way::record(&self.key.hash).make(self.store.root())?;
+        self.file.rename(&place.folder, &self.key.file_name())?;
+        Ok(place)
+    }
+}
+
 impl Store {
     /// What was last brought for this audience from this source, if its view is still there and
     /// whole. A record that cannot be read is a miss, counted by
@@ -86,18 +102,28 @@ impl Store {
 
     /// Remembers what was brought, durably, in the place of what was remembered before.
     pub fn record(&self, audience: &Audience, source: &str, record: &Record) -> Result<(), StoreError> {
+        let place = self.prepare_record(audience, source, record)?.take_place()?;
+        sync_together(&place.folders())
+    }
+
+    /// Writes a record, durably, and nowhere that it is looked for: it takes its place when the payload
+    /// does, see [`Finished::commit_recorded`](super::Finished::commit_recorded).
+    pub fn prepare_record(
+        &self,
+        audience: &Audience,
+        source: &str,
+        record: &Record,
+    ) -> Result<PreparedRecord, StoreError> {
         let key = EntryKey::new(self, audience, source);
         let entry = Entry::new(&key, record);
         let bytes = serde_json::to_vec(&entry).map_err(|error| StoreError::from_io(error.into()))?;
         if bytes.len() as u64 > LIMIT {
             return Err(StoreError::RecordTooLarge { size: bytes.len(), limit: LIMIT });
         }
-        let mut file = Temporary::create(&Way::ingest().make(self.root())?.folder, SECRET)?;
+        let file = Temporary::create(&Way::ingest().make(self.root())?.folder, SECRET)?;
         file.file().write_all(&bytes)?;
         file.file().sync()?;
-        let place = Way::record(&key.hash).make(self.root())?;
-        file.rename(&place.folder, &key.file_name())?;
-        sync_together(&[&place.folder, &place.parent])
+        Ok(PreparedRecord { store: self.clone(), key, file })
     }
 
     pub(super) fn drop_record(&self) {

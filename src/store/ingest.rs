@@ -6,8 +6,9 @@ use std::thread::JoinHandle;
 
 use super::error::{Operation, StoreError};
 use super::follow::{Following, Progress};
-use super::fs::{READ_ONLY, joined};
-use super::layout::Way;
+use super::fs::{READ_ONLY, joined, sync_together};
+use super::index::PreparedRecord;
+use super::layout::{Place, Way};
 use super::temporary::Temporary;
 use super::{Audience, PayloadDigest, Store, Stored};
 use crate::digest::Hasher;
@@ -113,11 +114,30 @@ impl Finished {
     /// After an error nothing of this payload is visible, with one exception: where names could not
     /// be made durable they stay, since another process may have handed them out by then. What they
     /// name is whole and its bytes are on disk.
-    pub fn commit(mut self, audience: &Audience) -> Result<Stored, StoreError> {
+    pub fn commit(self, audience: &Audience) -> Result<Stored, StoreError> {
+        self.commit_recorded(audience, Vec::new())
+    }
+
+    /// The same, with what the index is to remember of it. A record that cannot take its place is
+    /// missing, and that is all.
+    pub fn commit_recorded(
+        mut self,
+        audience: &Audience,
+        records: Vec<PreparedRecord>,
+    ) -> Result<Stored, StoreError> {
         match self.sync.take() {
             Some(thread) => joined(thread.join(), Operation::Sync, self.file.file().path())?,
             None => self.file.file().sync()?,
         }
-        self.store.place(&mut self.file, &self.payload, self.size, audience)
+        let (stored, places) = self.store.place(&mut self.file, &self.payload, self.size, audience)?;
+        let mut places = Vec::from(places);
+        for record in records {
+            match record.take_place() {
+                Ok(place) => places.push(place),
+                Err(error) => tracing::warn!("cannot write an index record: {error}"),
+            }
+        }
+        sync_together(&places.iter().flat_map(Place::folders).collect::<Vec<_>>())?;
+        Ok(stored)
     }
 }

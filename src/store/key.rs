@@ -29,7 +29,7 @@ pub(super) struct Key(Zeroizing<[u8; BYTES]>);
 
 impl Key {
     /// Reads the key, or makes one where there is none. Of several processes that do so at once one
-    /// wins, and all return the winner's.
+    /// wins, and all return the winner's. Its name lasts once `content` has been synced.
     pub(super) fn load(content: &Folder, ingest: &Folder) -> Result<Self, StoreError> {
         if let Some(key) = Self::read(content)? {
             return Ok(key);
@@ -38,7 +38,6 @@ impl Key {
         fresh.file().write_all(&*Zeroizing::new(random::<BYTES>()?))?;
         fresh.file().sync()?;
         fresh.link(content, NAME)?;
-        content.sync()?;
         Self::read(content)?
             .ok_or_else(|| StoreError::Key { path: content.path().join(NAME), expected: BYTES })
     }

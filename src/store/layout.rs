@@ -17,6 +17,13 @@ pub(super) struct Place {
     pub(super) folder: Folder,
 }
 
+impl Place {
+    /// The folders to sync, so that a name in this one lasts.
+    pub(super) fn folders(&self) -> [&Folder; 2] {
+        [&self.folder, &self.parent]
+    }
+}
+
 impl Way {
     /// The format's version. Another version lives in a folder of its own and is left alone.
     pub(super) fn version() -> Self {

@@ -48,6 +48,7 @@ use std::time::SystemTime;
 
 pub use self::error::{Operation, StoreError};
 pub use self::follow::Following;
+pub use self::index::PreparedRecord;
 pub use self::ingest::{Finished, Ingest};
 pub use self::notes::NOTE_LIMIT;
 
@@ -140,10 +141,9 @@ impl Store {
         for way in [Way::index(), Way::public(), Way::private()] {
             way.make(&root)?;
         }
-        sync_together(&[&root, &content.parent, &content.folder])?;
-
         let swept = temporary::sweep(&ingest)?;
         let key = Key::load(&content.folder, &ingest)?;
+        sync_together(&[&root, &content.parent, &content.folder])?;
         let mut entries = 0;
         for name in blobs.names()? {
             let folder = blobs.folder(&name, fs::OWNER_ONLY)?;

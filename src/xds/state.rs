@@ -1,15 +1,15 @@
-//! What every stream is doing with its resources, for whoever asks. Written by the sessions after
-//! each change, read by the admin page; holds no secret and no config.
+//! What every stream is doing with its resources, for whoever asks. The sessions keep their machines
+//! here; what is shown of them holds no secret and no config.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Instant, UNIX_EPOCH};
 
 use serde::Serialize;
 
-use super::machine::Serving;
 use super::machine::slot::{Candidate, Fetching, Slot};
+use super::machine::{Machine, Serving, Variant};
 use crate::clock::Clock;
 
 /// One resource on one stream. Times are in seconds since 1970.
@@ -98,48 +98,91 @@ pub struct StreamState {
     pub resources: Vec<ResourceState>,
 }
 
-/// The states of all streams. Clones share them.
-#[derive(Debug, Clone, Default)]
-pub struct States(Arc<Shared>);
-
-#[derive(Debug, Default)]
-struct Shared {
-    next: AtomicU64,
-    streams: Mutex<BTreeMap<u64, StreamState>>,
+/// A stream as its session works on it. The one place where its state is kept: whoever shows it looks here.
+pub struct Stream {
+    listener: Arc<str>,
+    variant: Variant,
+    /// As Envoy names itself, once it has.
+    node: OnceLock<String>,
+    machine: Mutex<Machine>,
 }
 
-/// One stream's entry; dropping it removes the entry.
-#[derive(Debug)]
+impl Stream {
+    fn state(&self, clock: &Clock) -> StreamState {
+        let machine = self.machine();
+        StreamState {
+            listener: self.listener.to_string(),
+            node: self.node.get().cloned().unwrap_or_default(),
+            variant: match self.variant {
+                Variant::StateOfTheWorld => "state_of_the_world",
+                Variant::Delta => "delta",
+            },
+            resources: machine.slots().map(|(name, slot)| ResourceState::of(name, slot, clock)).collect(),
+        }
+    }
+
+    fn machine(&self) -> MutexGuard<'_, Machine> {
+        self.machine.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// All streams. Clones share them.
+#[derive(Clone)]
+pub struct States(Arc<Shared>);
+
+struct Shared {
+    clock: Clock,
+    next: AtomicU64,
+    streams: Mutex<BTreeMap<u64, Arc<Stream>>>,
+}
+
+/// One stream among all; dropping it removes the stream.
 pub struct Entry {
     states: States,
     id: u64,
+    stream: Arc<Stream>,
 }
 
 impl States {
-    /// Adds a stream.
-    pub fn enter(&self) -> Entry {
-        Entry { states: self.clone(), id: self.0.next.fetch_add(1, Ordering::Relaxed) }
+    /// No stream yet. The clock tells the times that are shown.
+    pub fn new(clock: Clock) -> Self {
+        Self(Arc::new(Shared { clock, next: AtomicU64::new(0), streams: Mutex::default() }))
+    }
+
+    /// Adds a stream. `machine` is given a number that no other stream of this process has.
+    pub fn enter(&self, listener: Arc<str>, variant: Variant, machine: impl FnOnce(u64) -> Machine) -> Entry {
+        let id = self.0.next.fetch_add(1, Ordering::Relaxed);
+        let machine = Mutex::new(machine(id));
+        let stream = Arc::new(Stream { listener, variant, node: OnceLock::new(), machine });
+        self.streams().insert(id, stream.clone());
+        Entry { states: self.clone(), id, stream }
     }
 
     /// All streams, oldest first.
     pub fn all(&self) -> Vec<StreamState> {
-        self.0.streams.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+        let streams: Vec<_> = self.streams().values().cloned().collect();
+        streams.iter().map(|stream| stream.state(&self.0.clock)).collect()
+    }
+
+    fn streams(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<Stream>>> {
+        self.0.streams.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Entry {
-    /// A number that no other stream of this process has.
-    pub fn id(&self) -> u64 {
-        self.id
+    /// The stream's machine. Held by whoever works on it, and for as long as it takes to show it.
+    pub fn machine(&self) -> MutexGuard<'_, Machine> {
+        self.stream.machine()
     }
 
-    pub fn publish(&self, state: StreamState) {
-        self.states.0.streams.lock().unwrap_or_else(PoisonError::into_inner).insert(self.id, state);
+    /// Envoy has named itself.
+    pub fn named(&self, node: &str) {
+        self.stream.node.get_or_init(|| node.to_owned());
     }
 }
 
 impl Drop for Entry {
     fn drop(&mut self) {
-        self.states.0.streams.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.id);
+        self.states.streams().remove(&self.id);
     }
 }

@@ -99,6 +99,44 @@ fn a_record_takes_its_place_when_it_is_durable() {
 }
 
 #[test]
+fn a_record_that_is_prepared_takes_its_place_after_the_module() {
+    let home = Home::quick();
+    let faults = Arc::new(Faults::default());
+    let store = opened(&home, &faults);
+    let finished = write(&store, MODULE);
+    let record =
+        record_of(&Stored { path: PathBuf::new(), payload: finished.payload(), size: finished.size() });
+    let seen = watch(&home, &faults, || {
+        let prepared = store.prepare_record(&Audience::Public, SOURCE, &record).unwrap();
+        assert_eq!(store.lookup(&Audience::Public, SOURCE).unwrap(), None);
+        finished.commit_recorded(&Audience::Public, vec![prepared]).unwrap();
+    });
+    assert_eq!(store.lookup(&Audience::Public, SOURCE).unwrap(), Some(record));
+    let synced = position(&seen, Operation::Sync, "v1/content/ingest/");
+    let view = position(&seen, Operation::Link, "v1/public/");
+    let named = position(&seen, Operation::Rename, "v1/content/index/");
+    assert!(synced < view && view < named, "{seen:#?}");
+    let folder = seen[named].1.rsplit_once('/').unwrap().0;
+    assert!(named < folder_sync(&seen, folder) && named < folder_sync(&seen, "v1/content/index"));
+}
+
+#[test]
+fn a_record_that_cannot_take_its_place_costs_nothing_but_itself() {
+    let home = Home::quick();
+    let faults = Arc::new(Faults::default());
+    let store = opened(&home, &faults);
+    let finished = write(&store, MODULE);
+    let record =
+        record_of(&Stored { path: PathBuf::new(), payload: finished.payload(), size: finished.size() });
+    let prepared = store.prepare_record(&Audience::Public, SOURCE, &record).unwrap();
+    fs::remove_dir_all(home.path().join("v1/content/index")).unwrap();
+    fs::write(home.path().join("v1/content/index"), "in the way").unwrap();
+    let stored = finished.commit_recorded(&Audience::Public, vec![prepared]).unwrap();
+    assert_eq!(fs::read(stored.path).unwrap(), MODULE);
+    assert_eq!(fs::read_dir(home.path().join("v1/content/ingest")).unwrap().count(), 0);
+}
+
+#[test]
 fn a_directory_that_is_made_is_durable_in_its_parent_behind_a_link_too() {
     let home = Home::quick();
     let link = home.0.path().join("link");

@@ -278,8 +278,8 @@ impl Machine {
     }
 
     /// A response of another type passes by. What listeners and clusters say of extension configs
-    /// decides about fallbacks.
-    pub fn passes_by(&mut self, type_url: &str, response: &[u8], now: Instant) {
+    /// decides about fallbacks; whether that is news.
+    pub fn passes_by(&mut self, type_url: &str, response: &[u8], now: Instant) -> bool {
         let variant = self.envoy.variant();
         let changed = self.memory.lock().read(variant, type_url, response);
         for name in &changed {
@@ -292,6 +292,7 @@ impl Machine {
         if !changed.is_empty() {
             self.tick(now);
         }
+        !changed.is_empty()
     }
 
     /// What listeners and clusters said on one stream holds on all of the node's: extension configs may
@@ -353,6 +354,18 @@ impl Machine {
     /// The resources, for whoever shows the state.
     pub fn slots(&self) -> impl Iterator<Item = (&str, &Slot)> {
         self.slots.iter().map(|(name, slot)| (name.as_str(), slot))
+    }
+
+    /// What is being fetched, by name and generation.
+    pub fn fetching(&self) -> impl Iterator<Item = (&str, u64)> {
+        let running = self.slots.iter().filter(|(_, slot)| slot.fetching == Fetching::Running);
+        running.map(|(name, slot)| (name.as_str(), slot.generation))
+    }
+
+    /// Whether this is what is wanted and being fetched.
+    pub fn awaits(&self, name: &str, generation: u64) -> bool {
+        let slot = self.slots.get(name).filter(|slot| slot.generation == generation);
+        slot.is_some_and(|slot| slot.fetching == Fetching::Running)
     }
 
     /// The names that Envoy asks for.

@@ -5,32 +5,42 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use tokio::task::{AbortHandle, JoinSet};
 
-/// Ends them when it is dropped.
-#[derive(Debug)]
-pub struct Fetches<T> {
-    tasks: JoinSet<(String, u64, T)>,
-    /// By name and generation.
-    waits: BTreeMap<(String, u64), AbortHandle>,
+/// Whose it is: a name, and a generation of it.
+pub type Whose = (String, u64);
+
+/// What has become of fetches: one that has ended, or several of which the store may have had some.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Ended<T, R> {
+    Fetched(Whose, T),
+    /// What was not there is given back.
+    LookedUp(Vec<(Whose, Result<T, R>)>),
 }
 
-impl<T: Send + 'static> Fetches<T> {
+/// Ends them when it is dropped.
+#[derive(Debug)]
+pub struct Fetches<T, R> {
+    tasks: JoinSet<Ended<T, R>>,
+    waits: BTreeMap<Whose, AbortHandle>,
+}
+
+impl<T: Send + 'static, R: Send + 'static> Fetches<T, R> {
     /// None yet.
     pub fn new() -> Self {
         Self { tasks: JoinSet::new(), waits: BTreeMap::new() }
     }
 
     /// Begins to wait for this one.
-    pub fn wait_for(
-        &mut self,
-        name: String,
-        generation: u64,
-        fetch: impl Future<Output = T> + Send + 'static,
-    ) {
+    pub fn wait_for(&mut self, whose: Whose, fetch: impl Future<Output = T> + Send + 'static) {
         let wait = self.tasks.spawn({
-            let name = name.clone();
-            async move { (name, generation, fetch.await) }
+            let whose = whose.clone();
+            async move { Ended::Fetched(whose, fetch.await) }
         });
-        self.waits.insert((name, generation), wait);
+        self.waits.insert(whose, wait);
+    }
+
+    /// Begins to look up several, which takes no time to speak of.
+    pub fn look_up(&mut self, lookup: impl Future<Output = Vec<(Whose, Result<T, R>)>> + Send + 'static) {
+        self.tasks.spawn(async move { Ended::LookedUp(lookup.await) });
     }
 
     /// Waits no longer for any other than these.
@@ -48,11 +58,11 @@ impl<T: Send + 'static> Fetches<T> {
         });
     }
 
-    /// The next one to end, for as long as that takes. Cancel safe.
-    pub async fn next(&mut self) -> (String, u64, T) {
+    /// The next to end, for as long as that takes. Cancel safe.
+    pub async fn next(&mut self) -> Ended<T, R> {
         loop {
             match self.tasks.join_next().await {
-                Some(Ok(fetched)) => return fetched,
+                Some(Ok(ended)) => return self.ended(ended),
                 // It is waited for no longer.
                 Some(Err(_)) => {}
                 None => std::future::pending().await,
@@ -60,13 +70,20 @@ impl<T: Send + 'static> Fetches<T> {
         }
     }
 
-    /// Another one that has ended by now.
-    pub fn try_next(&mut self) -> Option<(String, u64, T)> {
+    /// Another that has ended by now.
+    pub fn try_next(&mut self) -> Option<Ended<T, R>> {
         loop {
-            if let Ok(fetched) = self.tasks.try_join_next()? {
-                return Some(fetched);
+            if let Ok(ended) = self.tasks.try_join_next()? {
+                return Some(self.ended(ended));
             }
         }
+    }
+
+    fn ended(&mut self, ended: Ended<T, R>) -> Ended<T, R> {
+        if let Ended::Fetched(whose, _) = &ended {
+            self.waits.remove(whose);
+        }
+        ended
     }
 }
 
@@ -88,17 +105,17 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_superseded_or_gone_is_waited_for_no_longer() {
-        let mut fetches = Fetches::new();
+        let mut fetches: Fetches<u8, ()> = Fetches::new();
         let (superseded, its_end) = hanging();
         let (removed, other_end) = hanging();
         let (kept, mut kept_end) = hanging();
-        fetches.wait_for("a".to_owned(), 1, superseded);
-        fetches.wait_for("b".to_owned(), 2, removed);
-        fetches.wait_for("c".to_owned(), 3, kept);
-        fetches.wait_for("a".to_owned(), 4, async { 4 });
+        fetches.wait_for(("a".to_owned(), 1), superseded);
+        fetches.wait_for(("b".to_owned(), 2), removed);
+        fetches.wait_for(("c".to_owned(), 3), kept);
+        fetches.wait_for(("a".to_owned(), 4), async { 4 });
         fetches.keep([("a", 4), ("c", 3)].into_iter());
         assert!(its_end.await.is_err() && other_end.await.is_err());
-        assert_eq!(fetches.next().await, ("a".to_owned(), 4, 4));
+        assert_eq!(fetches.next().await, Ended::Fetched(("a".to_owned(), 4), 4));
         assert_eq!(kept_end.try_recv(), Err(oneshot::error::TryRecvError::Empty));
         assert_eq!(fetches.try_next(), None);
         assert_eq!(fetches.tasks.len(), 1, "nothing is left of those");
@@ -106,14 +123,12 @@ mod tests {
 
     #[tokio::test]
     async fn a_fetch_that_is_tried_again_is_waited_for_again() {
-        let mut fetches = Fetches::new();
+        let mut fetches: Fetches<u8, ()> = Fetches::new();
         for outcome in [1, 2] {
-            fetches.wait_for("a".to_owned(), 7, async move { outcome });
+            fetches.wait_for(("a".to_owned(), 7), async move { outcome });
             fetches.keep([("a", 7)].into_iter());
-            assert_eq!(fetches.next().await, ("a".to_owned(), 7, outcome));
-            // None is under way until the next try.
-            fetches.keep(std::iter::empty());
-            assert!(fetches.waits.is_empty());
+            assert_eq!(fetches.next().await, Ended::Fetched(("a".to_owned(), 7), outcome));
+            assert!(fetches.waits.is_empty(), "none is under way until the next try");
         }
     }
 }

@@ -19,20 +19,19 @@ use tokio_util::sync::CancellationToken;
 
 use self::control::{Control, ReadWith};
 use self::end::End;
-use self::fetches::Fetches;
+use self::fetches::{Ended, Fetches, Whose};
 use self::notes::shown;
 use self::refresh::Refreshed;
 use super::budget::Budget;
 use super::frame::{Incoming, Message, Messages, STALL_LIMIT};
 use super::intercept::{self, INTERCEPTED};
-use super::machine::slot::Fetching;
 use super::machine::{Action, Failure, Machine, Settings, Variant};
 use super::memories::{Member, Memories};
 use super::outbox::{Outbox, OutboxBody, outbox};
 use super::state::{Entry, States};
 use crate::clock::Clock;
 use crate::metrics::{Metrics, result};
-use crate::module::Module;
+use crate::module::{Module, ModuleRequest};
 use crate::protobuf::messages;
 use crate::resolve::{ResolveError, Resolver};
 use crate::upstream::Upstream;
@@ -46,6 +45,8 @@ pub const ENVOY_LIMIT: usize = 16 * 1024 * 1024;
 pub const NAMES_LIMIT: usize = 4 * 1024 * 1024;
 /// So much of a peer's text goes into a line of the log, in characters.
 const SHOWN_LIMIT: usize = 512;
+/// Modules that are looked for in the store in one go.
+const LOOKUPS: usize = 64;
 /// How long the control plane may take to end its side after Envoy ended its own.
 const HALF_CLOSED_LIMIT: Duration = Duration::from_secs(10);
 
@@ -83,13 +84,15 @@ struct Session {
     only_intercepted: bool,
     listener: Arc<str>,
     shared: Arc<Shared>,
-    machine: Machine,
     to_envoy: Outbox,
-    fetches: Fetches<Fetched>,
+    fetches: Fetches<Fetched, ModuleRequest>,
     refreshes: JoinSet<Refreshed>,
     /// What can change while the stream is open.
     settings: watch::Receiver<RelaySettings>,
+    /// Holds the machine.
     entry: Entry,
+    /// When that has something to do.
+    deadline: Option<Instant>,
     /// Envoy's node as it sent it, until the control plane has it.
     node: Option<Bytes>,
     node_sent: bool,
@@ -122,18 +125,19 @@ pub fn start(
     let (to_envoy, envoy_body) = outbox(settings.queue_bytes, &shared.budget);
     let control = Control::open(shared, variant, path, metadata, settings.queue_bytes);
     let from_envoy = Messages::new(body, ENVOY_LIMIT, shared.requests_budget.clone(), shared.clock.clone());
-    let entry = shared.states.enter();
+    let machine = |id| Machine::new(variant, settings.machine, spread_seed(id));
+    let entry = shared.states.enter(listener.clone(), variant, machine);
     let session = Session {
         variant,
         only_intercepted: method.only_intercepted,
         listener,
-        machine: Machine::new(variant, settings.machine, spread_seed(entry.id())),
         shared: shared.clone(),
         to_envoy,
         fetches: Fetches::new(),
         refreshes: JoinSet::new(),
         settings: watched,
         entry,
+        deadline: None,
         node: None,
         node_sent: false,
         node_id: String::new(),
@@ -156,7 +160,7 @@ impl Session {
         tracing::info!(
             listener = &*self.listener, node = self.node_id, reason = %end, "stream ended"
         );
-        self.machine.leave();
+        self.entry.machine().leave();
         let Self { to_envoy, shared, entry, member, fetches, .. } = self;
         drop((entry, member, fetches));
         match end {
@@ -195,8 +199,7 @@ impl Session {
     ) -> Result<Step, End> {
         let shared = self.shared.clone();
         let with = ReadWith { budget: shared.budget.clone(), clock: shared.clock.clone() };
-        let deadline = self.machine.deadline();
-        tokio::select! {
+        let told = tokio::select! {
             () = shared.shutdown.cancelled() => return Err(End::Shutdown),
             () = self.to_envoy.gone() => return Err(End::EnvoyGone),
             incoming = from_envoy.next() => match incoming.map_err(End::FromEnvoy)? {
@@ -204,25 +207,33 @@ impl Session {
                 Incoming::End(_) => return Ok(Step::HalfClosed),
             },
             message = control.next(&with) => self.on_control(message?)?,
-            (name, generation, outcome) = self.fetches.next() => {
-                self.on_fetched(&name, generation, outcome);
+            ended = self.fetches.next() => {
+                self.on_ended(ended);
                 // Modules that are ready together go to Envoy together.
-                while let Some((name, generation, outcome)) = self.fetches.try_next() {
-                    self.on_fetched(&name, generation, outcome);
+                while let Some(ended) = self.fetches.try_next() {
+                    self.on_ended(ended);
                 }
-                // Also where nothing follows from it.
-                self.publish();
+                true
             }
             Some(refreshed) = self.refreshes.join_next(), if !self.refreshes.is_empty() => {
                 self.on_refreshed(refreshed);
+                true
             }
             Ok(()) = self.settings.changed() => {
                 let refresh = self.settings.borrow_and_update().machine.refresh.clone();
-                self.machine.set_refresh(refresh, shared.clock.now());
+                self.entry.machine().set_refresh(refresh, shared.clock.now());
+                true
             }
-            () = sleep_until(&shared.clock, deadline) => self.machine.tick(shared.clock.now()),
+            () = sleep_until(&shared.clock, self.deadline) => {
+                self.entry.machine().tick(shared.clock.now());
+                self.let_go();
+                true
+            }
+        };
+        // What only passed by asks for nothing, however many resources there are.
+        if told {
+            self.act(control)?;
         }
-        self.act(control)?;
         Ok(Step::On)
     }
 
@@ -244,7 +255,8 @@ impl Session {
         }
     }
 
-    fn on_envoy(&mut self, message: Message, control: &mut Control) -> Result<(), End> {
+    /// Whether the machine was told something.
+    fn on_envoy(&mut self, message: Message, control: &mut Control) -> Result<bool, End> {
         let type_url =
             intercept::request_type(self.variant, &message.bytes).map_err(End::MalformedRequest)?;
         let intercepted = self.is_intercepted(type_url);
@@ -258,27 +270,31 @@ impl Session {
                 && !id.is_empty()
             {
                 let member = self.shared.memories.join(&self.listener, id);
-                self.machine.remember_in(member.memory.clone());
+                self.entry.machine().remember_in(member.memory.clone());
                 self.member = Some(member);
             }
             self.node = Some(Bytes::copy_from_slice(node));
+            self.entry.named(&self.node_id);
             tracing::info!(listener = &*self.listener, node = self.node_id, "stream opened");
-            self.publish();
         }
         if !intercepted {
             let message = self.with_node(message);
-            return control.send(message);
+            return control.send(message).map(|()| false);
         }
         if intercept::names_cost(self.variant, &message.bytes) > NAMES_LIMIT {
             return Err(End::TooManyNames);
         }
         let request = intercept::read_request(self.variant, &message.bytes).map_err(End::MalformedRequest)?;
-        self.machine.on_envoy(request, self.shared.clock.now());
-        let names = self.machine.subscribed().iter();
-        if names.map(|name| intercept::name_cost(name.len())).sum::<usize>() > NAMES_LIMIT {
-            return Err(End::TooManyNames);
+        {
+            let mut machine = self.entry.machine();
+            machine.on_envoy(request, self.shared.clock.now());
+            let names = machine.subscribed().iter();
+            if names.map(|name| intercept::name_cost(name.len())).sum::<usize>() > NAMES_LIMIT {
+                return Err(End::TooManyNames);
+            }
         }
-        Ok(())
+        self.let_go();
+        Ok(true)
     }
 
     fn is_intercepted(&self, type_url: &str) -> bool {
@@ -306,37 +322,65 @@ impl Session {
         message.with_bytes(bytes)
     }
 
-    fn on_control(&mut self, message: Message) -> Result<(), End> {
+    /// Whether the machine was told something.
+    fn on_control(&mut self, message: Message) -> Result<bool, End> {
         let type_url = intercept::response_type(&message.bytes).map_err(End::MalformedResponse)?;
         let intercepted = self.is_intercepted(type_url);
         self.count("control_plane", intercepted);
         if !intercepted {
-            self.machine.passes_by(type_url, &message.bytes, self.shared.clock.now());
-            return self.to_envoy.push(message).map_err(End::EnvoyStalled);
+            let told = self.entry.machine().passes_by(type_url, &message.bytes, self.shared.clock.now());
+            return self.to_envoy.push(message).map_err(End::EnvoyStalled).map(|()| told);
         }
         let response =
             intercept::read_response(self.variant, &message.bytes).map_err(End::MalformedResponse)?;
-        self.machine.on_control(response, self.shared.clock.now());
-        Ok(())
+        self.entry.machine().on_control(response, self.shared.clock.now());
+        self.let_go();
+        Ok(true)
     }
 
-    fn on_fetched(&mut self, name: &str, generation: u64, outcome: Fetched) {
+    fn on_ended(&mut self, ended: Ended<Fetched, ModuleRequest>) {
+        match ended {
+            Ended::Fetched(whose, outcome) => self.on_fetched(&whose, outcome),
+            Ended::LookedUp(found) => {
+                for (whose, outcome) in found {
+                    match outcome {
+                        Ok(outcome) => self.on_fetched(&whose, outcome),
+                        Err(request) => self.fetch(whose, request),
+                    }
+                }
+            }
+        }
+    }
+
+    fn on_fetched(&mut self, (name, generation): &Whose, outcome: Fetched) {
         let now = self.shared.clock.now();
-        match outcome {
-            Ok(module) => self.machine.fetched(name, generation, Ok(&module), now),
-            Err(error) => self.machine.fetched(name, generation, Err(Failure::of(&error)), now),
+        let result = outcome.as_ref().map_err(|error| Failure::of(error));
+        self.entry.machine().fetched(name, *generation, result, now);
+    }
+
+    /// The store does not have it.
+    fn fetch(&mut self, whose: Whose, request: ModuleRequest) {
+        if self.entry.machine().awaits(&whose.0, whose.1) {
+            let resolver = self.shared.resolver.clone();
+            self.fetches.wait_for(whose, async move { resolver.resolve(request).await });
         }
     }
 
-    /// Does what the machine wants, and no longer what it wanted before.
+    /// No longer fetches for this stream what it no longer wants.
+    fn let_go(&mut self) {
+        self.fetches.keep(self.entry.machine().fetching());
+    }
+
+    /// Does what the machine wants.
     fn act(&mut self, control: &mut Control) -> Result<(), End> {
-        let fetching = self.machine.slots().filter(|(_, slot)| slot.fetching == Fetching::Running);
-        self.fetches.keep(fetching.map(|(name, slot)| (name, slot.generation)));
-        let actions = self.machine.actions(self.shared.clock.now());
+        let actions = {
+            let mut machine = self.entry.machine();
+            let actions = machine.actions(self.shared.clock.now());
+            self.deadline = machine.deadline();
+            actions
+        };
         self.member.iter().for_each(Member::save);
-        if actions.is_empty() {
-            return Ok(());
-        }
+        let mut wanted = Vec::new();
         for action in actions {
             match action {
                 Action::Respond(response) => {
@@ -355,19 +399,32 @@ impl Session {
                     }
                     control.send(Message::own(bytes))?;
                 }
-                Action::Fetch { name, generation, request } => {
-                    let resolver = self.shared.resolver.clone();
-                    let fetch = async move { resolver.resolve(*request).await };
-                    self.fetches.wait_for(name, generation, fetch);
-                }
+                Action::Fetch { name, generation, request } => wanted.push(((name, generation), *request)),
                 Action::Refresh { name, generation, request, known } => {
                     self.refresh(name, generation, *request, known);
                 }
                 Action::Note(note) => self.note(note),
             }
         }
-        self.publish();
+        self.look_up(wanted);
         Ok(())
+    }
+
+    /// Looks for modules in the store, many at a time: each alone costs more in going to another thread
+    /// and back.
+    fn look_up(&mut self, mut wanted: Vec<(Whose, ModuleRequest)>) {
+        while !wanted.is_empty() {
+            let rest = wanted.split_off(wanted.len().min(LOOKUPS));
+            let (whose, requests): (Vec<_>, Vec<_>) =
+                std::mem::replace(&mut wanted, rest).into_iter().unzip();
+            let resolver = self.shared.resolver.clone();
+            self.fetches.look_up(async move {
+                let found = resolver.stored(&requests).await;
+                let outcomes =
+                    found.into_iter().zip(requests).map(|(found, request)| found.map(Ok).ok_or(request));
+                whose.into_iter().zip(outcomes).collect()
+            });
+        }
     }
 }
 

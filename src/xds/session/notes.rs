@@ -2,8 +2,7 @@
 
 use super::{SHOWN_LIMIT, Session};
 use crate::metrics::{MessageLabels, result};
-use crate::xds::machine::{Note, Variant};
-use crate::xds::state::{ResourceState, StreamState};
+use crate::xds::machine::Note;
 
 impl Session {
     pub(super) fn note(&self, note: Note) {
@@ -58,22 +57,6 @@ impl Session {
     pub(super) fn count(&self, from: &'static str, intercepted: bool) {
         let intercepted = if intercepted { "true" } else { "false" };
         self.shared.metrics.messages.get_or_create(&MessageLabels { from, intercepted }).inc();
-    }
-
-    pub(super) fn publish(&self) {
-        self.entry.publish(StreamState {
-            listener: self.listener.to_string(),
-            node: self.node_id.clone(),
-            variant: match self.variant {
-                Variant::StateOfTheWorld => "state_of_the_world",
-                Variant::Delta => "delta",
-            },
-            resources: self
-                .machine
-                .slots()
-                .map(|(name, slot)| ResourceState::of(name, slot, &self.shared.clock))
-                .collect(),
-        });
     }
 }
 

@@ -30,6 +30,6 @@ impl Session {
             Ok(module) => Ok(module.as_ref()),
             Err(error) => Err(Failure::of(error)),
         };
-        self.machine.refreshed(&name, generation, outcome, self.shared.clock.now());
+        self.entry.machine().refreshed(&name, generation, outcome, self.shared.clock.now());
     }
 }
