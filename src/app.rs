@@ -14,7 +14,7 @@ use crate::clock::Clock;
 use crate::config::{self, Config, ConfigError, Fallback};
 use crate::fetch::{FetchConfig, Fetcher, FileAccess};
 use crate::listen::{BindError, Bound, ListenAddress, SocketAccess, bind};
-use crate::metrics::{Metrics, result};
+use crate::metrics::{Metrics, ServingLabel, result};
 use crate::resolve::{ResolveConfig, Resolver};
 use crate::store::{Store, StoreConfig, StoreError};
 use crate::upstream::Upstream;
@@ -169,7 +169,7 @@ impl App {
             registry,
             readiness: readiness.clone(),
             states: states.clone(),
-            refresh: refresh(&metrics, &budget, &store, folder.as_ref()),
+            refresh: refresh(&metrics, &budget, &store, &states, folder.as_ref()),
         });
         let shared = Arc::new(Shared {
             upstream,
@@ -280,9 +280,10 @@ fn refresh(
     metrics: &Metrics,
     budget: &Budget,
     store: &Store,
+    states: &States,
     folder: Option<&Folder>,
 ) -> Box<dyn Fn() + Send + Sync> {
-    let (metrics, budget, store) = (metrics.clone(), budget.clone(), store.clone());
+    let (metrics, budget, store, states) = (metrics.clone(), budget.clone(), store.clone(), states.clone());
     let snapshots = folder.map(Folder::snapshots);
     let whole = budget.available();
     Box::new(move || {
@@ -290,6 +291,9 @@ fn refresh(
         let stats = store.stats();
         metrics.store_modules.set(i64::try_from(stats.entries).unwrap_or(i64::MAX));
         metrics.store_dropped_records.set(i64::try_from(stats.dropped_records).unwrap_or(i64::MAX));
+        for (serving, count) in states.serving() {
+            metrics.serving.get_or_create(&ServingLabel { serving }).set(count);
+        }
         if let Some(snapshots) = &snapshots {
             let problems = snapshots.borrow().problems().len();
             metrics.plugin_problems.set(i64::try_from(problems).unwrap_or(i64::MAX));

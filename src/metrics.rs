@@ -26,6 +26,13 @@ pub struct MessageLabels {
     pub intercepted: &'static str,
 }
 
+/// What Envoys are served.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ServingLabel {
+    /// `current`, `last_good`, `fallback` or `nothing`.
+    pub serving: &'static str,
+}
+
 /// All metrics of a process. Cheap to clone; clones count together.
 #[derive(Debug, Clone)]
 pub struct Metrics {
@@ -36,6 +43,8 @@ pub struct Metrics {
     pub messages: Family<MessageLabels, Counter>,
     /// What became of resources: `delivered`, `fallback`, `rejected`, `malformed`, `recovered`, `expired`.
     pub resources: Family<ResultLabel, Counter>,
+    /// Resources on open streams, by what Envoy was given.
+    pub serving: Family<ServingLabel, Gauge>,
     /// Lookups in the store: `hit` or `miss`.
     pub lookups: Family<ResultLabel, Counter>,
     /// Fetches, by `success`, the error's label, or `abandoned` where nobody waited any more.
@@ -66,6 +75,7 @@ impl Metrics {
             stream_ends: Family::default(),
             messages: Family::default(),
             resources: Family::default(),
+            serving: Family::default(),
             lookups: Family::default(),
             fetches: Family::default(),
             tag_refreshes: Family::default(),
@@ -87,6 +97,11 @@ impl Metrics {
         registry.register("stream_ends", "Envoy streams that have ended", m.stream_ends.clone());
         registry.register("messages", "xDS messages received", m.messages.clone());
         registry.register("resources", "What became of intercepted resources", m.resources.clone());
+        registry.register(
+            "serving",
+            "Intercepted resources on open streams, by what Envoy was given",
+            m.serving.clone(),
+        );
         registry.register("store_lookups", "Lookups of modules in the store", m.lookups.clone());
         registry.register("fetches", "Fetches of modules from their sources", m.fetches.clone());
         registry.register(

@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::machine::backoff::Backoff;
-use super::machine::memory::{LastGood, Memory};
+use super::machine::memory::{LastGood, Made, Memory};
 use super::machine::slot::{Failing, Hash, hash};
 use super::machine::{Failure, Settings};
 use super::session::RelaySettings;
@@ -45,6 +45,9 @@ struct Note {
 struct Config {
     name: String,
     path: PathBuf,
+    payload: String,
+    /// In hex.
+    source_key: String,
     /// TypedExtensionConfig, in hex.
     body: String,
 }
@@ -216,7 +219,9 @@ impl Note {
         let memory = memory.lock();
         let configs = memory.last_good().map(|(name, good)| Config {
             name: name.to_owned(),
-            path: good.path.clone(),
+            path: good.made.path.clone(),
+            payload: good.made.payload.to_string(),
+            source_key: hex::encode(good.made.source_key),
             body: hex::encode(&good.body),
         });
         Self { format: FORMAT, node: subject.to_owned(), configs: configs.collect() }
@@ -226,7 +231,9 @@ impl Note {
 impl Config {
     fn into_last_good(self) -> Option<(String, LastGood)> {
         let body = Bytes::from(hex::decode(self.body).ok()?);
-        self.path.is_file().then_some((self.name, LastGood { body, path: self.path }))
+        let source_key = hex::decode(self.source_key).ok()?.try_into().ok()?;
+        let made = Made { source_key, payload: self.payload.parse().ok()?, path: self.path };
+        made.path.is_file().then_some((self.name, LastGood { body, made }))
     }
 }
 

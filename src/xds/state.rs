@@ -48,12 +48,7 @@ pub struct ResourceState {
 impl ResourceState {
     /// What can be told of a slot.
     pub fn of(name: &str, slot: &Slot, clock: &Clock) -> Self {
-        let serving = match slot.serving() {
-            Serving::Nothing => "nothing",
-            Serving::Fallback => "fallback",
-            Serving::Current => "current",
-            Serving::LastGood => "last_good",
-        };
+        let serving = label(slot.serving());
         let (fetch, next_try) = match slot.fetching {
             Fetching::Idle => ("idle", None),
             Fetching::Running => ("running", None),
@@ -76,6 +71,15 @@ impl ResourceState {
             next_try: next_try.map(|at| unix_seconds(at, clock)),
             last_error: failing.map(|failing| failing.last.message.clone()),
         }
+    }
+}
+
+fn label(serving: Serving) -> &'static str {
+    match serving {
+        Serving::Nothing => "nothing",
+        Serving::Fallback => "fallback",
+        Serving::Current => "current",
+        Serving::LastGood => "last_good",
     }
 }
 
@@ -162,6 +166,19 @@ impl States {
     pub fn all(&self) -> Vec<StreamState> {
         let streams: Vec<_> = self.streams().values().cloned().collect();
         streams.iter().map(|stream| stream.state(&self.0.clock)).collect()
+    }
+
+    /// How many resources there are on open streams, by what Envoy was given.
+    pub fn serving(&self) -> BTreeMap<&'static str, i64> {
+        let all = [Serving::Nothing, Serving::Fallback, Serving::Current, Serving::LastGood];
+        let mut counts: BTreeMap<_, _> = all.into_iter().map(|serving| (label(serving), 0)).collect();
+        let streams: Vec<_> = self.streams().values().cloned().collect();
+        for stream in streams {
+            for (_, slot) in stream.machine().slots() {
+                *counts.entry(label(slot.serving())).or_default() += 1;
+            }
+        }
+        counts
     }
 
     fn streams(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<Stream>>> {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 use wasmferry::config::{Config, Environment, Loader, Overrides};
-use wasmferry::metrics::{MessageLabels, Metrics, result};
+use wasmferry::metrics::{MessageLabels, Metrics, ServingLabel, result};
 use wasmferry::wasm::Budgets;
 
 fn root() -> &'static Path {
@@ -160,6 +160,7 @@ fn the_table_of_metrics_has_every_metric() {
         stream_ends,
         messages,
         resources,
+        serving,
         lookups,
         fetches,
         tag_refreshes,
@@ -174,6 +175,7 @@ fn the_table_of_metrics_has_every_metric() {
     for family in [stream_ends, resources, lookups, fetches, tag_refreshes, reloads] {
         family.get_or_create(&result("any")).inc();
     }
+    serving.get_or_create(&ServingLabel { serving: "current" });
     messages.get_or_create(&MessageLabels { from: "envoy", intercepted: "true" }).inc();
     let mut text = String::new();
     prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();

@@ -36,6 +36,9 @@ async fn metrics_count_what_happened_and_name_nobody() {
         (r#"wasmferry_store_lookups_total{result="hit"}"#, 1),
         (r#"wasmferry_store_lookups_total{result="miss"}"#, 3),
         (r#"wasmferry_resources_total{result="fallback"}"#, 2),
+        (r#"wasmferry_serving{serving="current"}"#, 2),
+        (r#"wasmferry_serving{serving="fallback"}"#, 2),
+        (r#"wasmferry_serving{serving="nothing"}"#, 0),
         ("wasmferry_store_modules", 1),
         ("wasmferry_fetched_bytes_total", 378),
     ] {

@@ -1,7 +1,10 @@
 //! Updates whose modules come late, in another order, or not at all, and a real Envoy that runs the
 //! newest one that is to be had.
 
+use std::time::Duration;
+
 use serde_json::json;
+use tokio::time::Instant;
 
 use crate::support::envoy::{self, Variant};
 use crate::support::eventually;
@@ -13,7 +16,10 @@ use crate::support::registry::{Access, Layout};
 use crate::support::resources::Kind;
 use crate::support::traffic::{Traffic, in_short};
 
-/// The registry is away for a few attempts, then there. Nobody asks again but the agent.
+/// How long the registry is away, at the least.
+const AWAY: Duration = Duration::from_secs(20);
+
+/// The registry is away for many attempts, then there. Nobody asks again but the agent.
 async fn an_update_arrives_when_its_registry_is_back(variant: Variant) {
     let mut mesh = Mesh::start(Access::Anonymous, "fetch: {hold: 0s}").await;
     let v1 = from_istio(Kind::Http, &mesh.publish("add-header-v1", "http", "v1").await);
@@ -25,12 +31,14 @@ async fn an_update_arrives_when_its_registry_is_back(variant: Variant) {
     traffic.sees("200 v1", 20).await;
 
     mesh.registry.stop();
+    let back = Instant::now() + AWAY;
     mesh.control_plane.set(v2.resource("filter"));
     let state = eventually("a third failure", async || {
         mesh.state("filter").await.filter(|state| state["failed_attempts"].as_u64() >= Some(3))
     })
     .await;
     assert_eq!(state["serving"], "last_good", "{state}");
+    tokio::time::sleep_until(back).await;
     traffic.saw_only(&["200 v1"]);
 
     // The rest of what is said only answers.

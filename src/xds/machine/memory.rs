@@ -12,6 +12,7 @@ use bytes::Bytes;
 
 use super::Variant;
 use super::slot::{Failing, Hash};
+use crate::digest::PayloadDigest;
 use crate::discovery::{Discoveries, Seen};
 use crate::module::ModuleRequest;
 
@@ -66,8 +67,23 @@ impl Remembered {
 pub struct LastGood {
     /// TypedExtensionConfig.
     pub body: Bytes,
-    /// The module's file, which it names.
+    pub made: Made,
+}
+
+/// What a config was made with. Where the first two are the same, it says the same to Envoy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Made {
+    /// See [`Remote`](crate::rewrite::Remote).
+    pub source_key: [u8; 32],
+    pub payload: PayloadDigest,
+    /// The module's file, which the config names.
     pub path: PathBuf,
+}
+
+impl Made {
+    pub fn is_as_good_as(&self, other: &Self) -> bool {
+        (self.source_key, self.payload) == (other.source_key, other.payload)
+    }
 }
 
 /// A module that is wanted and not there.

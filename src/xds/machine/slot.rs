@@ -7,10 +7,9 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 
-use super::memory::{LastGood, Remembered};
+use super::memory::{LastGood, Made, Remembered};
 use super::refresh::Follow;
 use super::{Failure, Serving};
-use crate::digest::PayloadDigest;
 use crate::module::{Module, ModuleRequest, ModuleUrl};
 use crate::protobuf::messages::{self, RESOURCE_TTL};
 use crate::protobuf::wire::{self, Fields, Value};
@@ -95,17 +94,17 @@ pub struct Candidate {
     pub fallback: bool,
     /// 0 for what an earlier stream left.
     generation: u64,
-    /// The module's file, where it names one.
-    path: Option<PathBuf>,
+    /// Where it names a module's file.
+    made: Option<Made>,
 }
 
 impl Candidate {
     fn new(body: Bytes, wrapper: Wrapper, fallback: bool, generation: u64) -> Self {
-        Self { hash: hash(&[&body, wrapper.rest()]), body, wrapper, fallback, generation, path: None }
+        Self { hash: hash(&[&body, wrapper.rest()]), body, wrapper, fallback, generation, made: None }
     }
 
-    fn at(mut self, path: &Path) -> Self {
-        self.path = Some(path.to_owned());
+    fn with(mut self, made: &Made) -> Self {
+        self.made = Some(made.clone());
         self
     }
 }
@@ -171,21 +170,6 @@ pub struct Failing {
     pub since: Instant,
     pub attempts: u32,
     pub last: Failure,
-}
-
-/// What a config was made with.
-#[derive(Debug)]
-struct Made {
-    source_key: [u8; 32],
-    payload: PayloadDigest,
-    path: PathBuf,
-}
-
-impl Made {
-    /// Whether a config that is made with this says the same to Envoy.
-    fn is_as_good_as(&self, other: &Self) -> bool {
-        (self.source_key, self.payload) == (other.source_key, other.payload)
-    }
 }
 
 /// One resource.
@@ -290,7 +274,7 @@ impl Slot {
     pub fn recall(&mut self, remembered: &Remembered, now: Instant, hold: Duration) {
         let Some(offer) = &self.offer else { return };
         let candidate = |good: &LastGood| {
-            Candidate::new(good.body.clone(), offer.wrapper.clone(), false, 0).at(&good.path)
+            Candidate::new(good.body.clone(), offer.wrapper.clone(), false, 0).with(&good.made)
         };
         self.last_good = remembered.last_good.as_ref().map(candidate);
         self.fallback_rejected |= remembered.fallback_rejected;
@@ -301,6 +285,9 @@ impl Slot {
             self.failing = Some(failing);
         }
         self.unjudged_before = remembered.unjudged.map(|(hash, _)| hash);
+        // With another credential the same module has another name; what works keeps the one it has.
+        let known = self.last_good.as_ref().filter(|good| Some(good.hash) != self.unjudged_before);
+        self.made = known.and_then(|good| good.made.clone());
         self.attempted = self.unjudged_before;
         // What Envoy holds may be newer.
         if self.envoy_holds {
@@ -335,7 +322,7 @@ impl Slot {
     /// What is to be remembered once Envoy has accepted this.
     pub fn last_good_for(&self, hash: Hash) -> Option<LastGood> {
         let accepted = self.accepted.as_ref().filter(|accepted| accepted.hash == hash)?;
-        Some(LastGood { body: accepted.body.clone(), path: accepted.path.clone()? })
+        Some(LastGood { body: accepted.body.clone(), made: accepted.made.clone()? })
     }
 
     /// What Envoy has accepted another config since gets a second chance. Not so what it would only
@@ -371,22 +358,22 @@ impl Slot {
         let detours = if last.is_some() { 0 } else { DETOURS };
         let mut made = last.unwrap_or(made);
         let path = made.path.clone();
-        let with_path = |named: &Path| {
-            let body = remote.with_local(named).map_err(|error| Failure {
+        let candidate_of = |made: &Made| {
+            let body = remote.with_local(&made.path).map_err(|error| Failure {
                 message: error.to_string(),
                 label: "unusable_path",
                 permanent: true,
                 retry_after: None,
             })?;
-            Ok(Candidate::new(body, wrapper.clone(), false, self.generation).at(&path))
+            Ok(Candidate::new(body, wrapper.clone(), false, self.generation).with(made))
         };
-        let mut candidate = with_path(&path)?;
+        let mut candidate = candidate_of(&made)?;
         // Envoy ignores what it has rejected; under another name of the same file it looks again. Only
         // where something has changed, if not in what Envoy gets to see.
         for detour in 1..=detours {
             if self.is_news_of_old(&candidate) || self.unjudged_before == Some(candidate.hash) {
                 made.path = detoured(&path, detour);
-                candidate = with_path(&made.path)?;
+                candidate = candidate_of(&made)?;
             }
         }
         (self.candidate, self.made) = (Some(candidate), Some(made));

@@ -2,6 +2,7 @@ use std::time::SystemTime;
 
 use super::*;
 use crate::clock::ManualClock;
+use crate::digest::PayloadDigest;
 use crate::store::StoreConfig;
 
 struct Home {
@@ -26,7 +27,8 @@ impl Home {
     fn good(&self, text: &'static str) -> LastGood {
         let path = self.folder.path().join(text);
         std::fs::write(&path, text).unwrap();
-        LastGood { body: Bytes::from_static(text.as_bytes()), path }
+        let made = Made { source_key: [7; 32], payload: PayloadDigest::from_bytes([8; 32]), path };
+        LastGood { body: Bytes::from_static(text.as_bytes()), made }
     }
 }
 
@@ -50,7 +52,7 @@ async fn what_worked_is_there_after_a_restart_while_its_module_is() {
         accept(&member, "b", &other);
         memories.write().await;
     }
-    std::fs::remove_file(&other.path).unwrap();
+    std::fs::remove_file(&other.made.path).unwrap();
     let memories = home.memories();
     let member = memories.join("listener", "node");
     assert_eq!((remembered(&member, "a"), remembered(&member, "b")), (Some(one), None));

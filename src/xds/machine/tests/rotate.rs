@@ -116,3 +116,23 @@ fn a_new_secret_ends_the_wait_for_the_next_try() {
         assert!(holds(&bench.last()["a"], "/private/2/one.wasm"));
     }
 }
+
+#[test]
+fn a_new_secret_on_the_nodes_next_stream_leaves_envoy_alone_too() {
+    for variant in BOTH {
+        let memory = Memory::default();
+        let mut bench = Bench::remembering(variant, &memory);
+        bench.offers("first", "x");
+        bench.brings("/private/1/one.wasm", "one");
+        let before = bench.last()["a"].clone();
+        bench.ack();
+        bench.next_stream(&memory, &["a"], &["a"]);
+        bench.offers("second", "x");
+        bench.brings("/private/2/one.wasm", "one");
+        assert_eq!(bench.last()["a"], before, "Envoy skips it");
+        bench.ack();
+        bench.offers("third", "x");
+        bench.brings("/private/3/two.wasm", "two");
+        assert!(holds(&bench.last()["a"], "/private/3/two.wasm"));
+    }
+}

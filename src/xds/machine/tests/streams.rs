@@ -5,7 +5,7 @@ use super::*;
 impl Bench {
     /// The next stream of the same node, on which Envoy asks for these names. In the state of the world
     /// it has a version from before; in Delta it says which of them it holds.
-    fn next_stream(&mut self, memory: &Memory, names: &[&str], held: &[&str]) {
+    pub(super) fn next_stream(&mut self, memory: &Memory, names: &[&str], held: &[&str]) {
         self.machine = Machine::new(self.variant, Settings::default(), 11);
         self.machine.remember_in(memory.clone());
         let set = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<_>>();
@@ -22,7 +22,7 @@ impl Bench {
         self.act();
     }
 
-    fn remembering(variant: Variant, memory: &Memory) -> Self {
+    pub(super) fn remembering(variant: Variant, memory: &Memory) -> Self {
         let mut bench = Self::new(variant, &[]);
         bench.machine = Machine::new(variant, Settings::default(), 7);
         bench.machine.remember_in(memory.clone());
