@@ -64,7 +64,7 @@ impl Wrapper {
     }
 
     /// How long Envoy may keep the resource, where it has a TTL.
-    fn ttl(&self) -> Option<Duration> {
+    pub fn ttl(&self) -> Option<Duration> {
         let fields = Fields::of("Resource", self.rest()).filter_map(Result::ok);
         let ttl = fields.filter_map(|field| match field.value {
             Value::Len(bytes) if field.number == RESOURCE_TTL => Some(bytes),

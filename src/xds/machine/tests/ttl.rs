@@ -2,13 +2,13 @@
 
 use super::*;
 
-fn ttl_field(seconds: u64) -> Vec<u8> {
+pub(super) fn ttl_field(seconds: u64) -> Vec<u8> {
     let mut rest = Vec::new();
     wire::put_message(&mut rest, messages::RESOURCE_TTL, |ttl| wire::put_varint(ttl, 1, seconds));
     rest
 }
 
-fn wrapper(variant: Variant, seconds: u64) -> Wrapper {
+pub(super) fn wrapper(variant: Variant, seconds: u64) -> Wrapper {
     let rest = Bytes::from(ttl_field(seconds));
     if variant == Variant::Delta { Wrapper::Delta(rest) } else { Wrapper::Wrapped(rest) }
 }
