@@ -374,8 +374,7 @@ impl Machine {
         if !slot.is_news(&offer) {
             // Control planes resend what has not changed; it restarts nothing. What extends a TTL,
             // be it a bare heartbeat, becomes a full resend.
-            if offer.extends_ttl() {
-                slot.extend_ttl(&offer, now);
+            if offer.extends_ttl() && slot.extend_ttl(&offer, now) {
                 self.envoy.force(&name);
             }
             return false;
@@ -383,7 +382,10 @@ impl Machine {
         self.generations += 1;
         self.envoy.offered(&name);
         let (first, doubted) = (slot.offer.is_none(), slot.rejections());
-        slot.extend_ttl(&offer, now);
+        // What Envoy has meanwhile lives as long as what it waits for.
+        if slot.extend_ttl(&offer, now) {
+            self.envoy.force(&name);
+        }
         slot.take(offer, self.generations, now, self.settings.hold);
         {
             let mut memory = self.memory.lock();

@@ -80,17 +80,32 @@ impl Wrapper {
             wire::put_varint(message, 1, ttl.as_secs());
             wire::put_varint(message, 2, ttl.subsec_nanos().into());
         });
+        self.rest_with(&field)
+    }
+
+    fn rest_with(&self, ttl: &[u8]) -> Vec<u8> {
         // What cannot be read was refused when it came.
-        wire::replace_fields(self.rest(), &[RESOURCE_TTL], &field).unwrap_or_else(|_| self.rest().to_vec())
+        wire::replace_fields(self.rest(), &[RESOURCE_TTL], ttl).unwrap_or_else(|_| self.rest().to_vec())
+    }
+
+    /// The same without a TTL.
+    fn without_ttl(&self) -> Self {
+        match self {
+            Wrapper::Wrapped(_) if self.ttl().is_some() => Wrapper::Wrapped(self.rest_with(&[]).into()),
+            Wrapper::Delta(_) if self.ttl().is_some() => Wrapper::Delta(self.rest_with(&[]).into()),
+            _ => self.clone(),
+        }
     }
 }
 
 /// A form of the resource that can be sent to Envoy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Candidate {
+    /// Of the body alone: what it comes wrapped in is nothing to Envoy's memory of what it rejected.
     pub hash: Hash,
     /// TypedExtensionConfig.
     pub body: Bytes,
+    /// Without a TTL, which is for the newest offer to say whatever goes out under its name.
     pub wrapper: Wrapper,
     pub fallback: bool,
     /// 0 for what an earlier stream left.
@@ -100,8 +115,9 @@ pub struct Candidate {
 }
 
 impl Candidate {
-    fn new(body: Bytes, wrapper: Wrapper, fallback: bool, generation: u64) -> Self {
-        Self { hash: hash(&[&body, wrapper.rest()]), body, wrapper, fallback, generation, path: None }
+    fn new(body: Bytes, wrapper: &Wrapper, fallback: bool, generation: u64) -> Self {
+        let wrapper = wrapper.without_ttl();
+        Self { hash: hash(&[&body]), body, wrapper, fallback, generation, path: None }
     }
 
     fn at(mut self, path: &Path) -> Self {
@@ -247,11 +263,14 @@ impl Slot {
         }
     }
 
-    /// The control plane said how long Envoy may keep the resource, perhaps once more.
-    pub fn extend_ttl(&mut self, offer: &Offer, now: Instant) {
+    /// The control plane said how long Envoy may keep the resource, perhaps once more; whether Envoy has
+    /// to hear of that.
+    pub fn extend_ttl(&mut self, offer: &Offer, now: Instant) -> bool {
+        let had_one = self.expires_at.is_some();
         let kept = self.offer.as_ref().and_then(|known| known.wrapper.ttl());
         let ttl = offer.wrapper.ttl().or(kept.filter(|_| offer.is_heartbeat()));
         self.expires_at = ttl.and_then(|ttl| now.checked_add(ttl));
+        had_one || ttl.is_some()
     }
 
     /// How long Envoy may still keep the resource, where that is limited.
@@ -290,7 +309,7 @@ impl Slot {
     pub fn recall(&mut self, remembered: &Remembered, now: Instant, hold: Duration) {
         let Some(offer) = &self.offer else { return };
         let candidate = |good: &LastGood| {
-            Candidate::new(good.body.clone(), offer.wrapper.clone(), false, 0).at(&good.path)
+            Candidate::new(good.body.clone(), &offer.wrapper, false, 0).at(&good.path)
         };
         self.last_good = remembered.last_good.as_ref().map(candidate);
         self.fallback_rejected |= remembered.fallback_rejected;
@@ -353,7 +372,7 @@ impl Slot {
             (Plan::Stripped(body), _) | (Plan::Untouched, Some(body)) => body.clone(),
             _ => return false,
         };
-        let candidate = Candidate::new(body, offer.wrapper.clone(), false, self.generation);
+        let candidate = Candidate::new(body, &offer.wrapper, false, self.generation);
         if self.unjudged_before == Some(candidate.hash) && self.doubt(&candidate).is_none() {
             self.doubts.push((candidate.hash, Doubt::Suspect));
         }
@@ -378,7 +397,7 @@ impl Slot {
                 permanent: true,
                 retry_after: None,
             })?;
-            Ok(Candidate::new(body, wrapper.clone(), false, self.generation).at(&path))
+            Ok(Candidate::new(body, wrapper, false, self.generation).at(&path))
         };
         let mut candidate = with_path(&path)?;
         // Envoy ignores what it has rejected; under another name of the same file it looks again. Only
@@ -483,7 +502,7 @@ impl Slot {
     fn fallback(&self) -> Option<Candidate> {
         let Some(Offer { plan: Plan::Remote(remote), wrapper, .. }) = &self.offer else { return None };
         self.allows_fallback()
-            .then(|| Candidate::new(remote.fallback(), wrapper.clone(), true, self.generation))
+            .then(|| Candidate::new(remote.fallback(), wrapper, true, self.generation))
     }
 
     /// Whether the failure policy's filter may stand in.
@@ -529,10 +548,16 @@ impl Slot {
 
     /// What Envoy is to have and has not.
     pub fn news(&self) -> Option<Candidate> {
-        if self.doubts.is_empty() && self.candidate.as_ref().map(|candidate| candidate.hash) == self.sent() {
+        if self.doubts.is_empty() && self.candidate.as_ref().is_none_or(|candidate| self.has_gone_out(candidate)) {
             return None;
         }
-        self.presentable().filter(|candidate| self.sent() != Some(candidate.hash))
+        self.presentable().filter(|candidate| !self.has_gone_out(candidate))
+    }
+
+    /// Whether the last response to Envoy carried this, and in this wrapper.
+    fn has_gone_out(&self, candidate: &Candidate) -> bool {
+        let same = |sent: &Candidate| (sent.hash, &sent.wrapper) == (candidate.hash, &candidate.wrapper);
+        self.sent.as_ref().is_some_and(same)
     }
 
     /// A suspect that Envoy ought to have, or that could stand in for it. The stand-in first: only

@@ -185,7 +185,7 @@ impl Stream {
     fn look_at(&self, response: &EnvoyResponse, habits: &Habits) -> Sent {
         let outstanding = self.bench.machine.envoy.outstanding().expect("it was sent just now");
         let changed: Vec<String> = outstanding.changed.iter().map(|(name, _)| name.clone()).collect();
-        let ttls = response.resources.iter().map(|resource| ttl_of(habits.variant, resource));
+        let ttls = response.resources.iter().map(|resource| ttl::ttl_of(habits.variant, resource));
         let decoded = configs_in_order(habits.variant, response);
         let mut configs = BTreeMap::new();
         for ((name, config), ttl) in decoded.into_iter().zip(ttls) {
@@ -211,18 +211,4 @@ impl Stream {
 fn under_way(done: &mut Vec<bool>, begun: usize) -> Vec<usize> {
     done.resize(begun, false);
     (0..begun).filter(|at| !done[*at]).collect()
-}
-
-fn ttl_of(variant: Variant, resource: &Bytes) -> Option<Duration> {
-    let resource = match variant {
-        Variant::Delta => Resource::decode(resource).unwrap(),
-        Variant::StateOfTheWorld => {
-            let any = Any::decode(resource).unwrap();
-            if any.type_url != type_url::RESOURCE {
-                return None;
-            }
-            Resource::decode(any.value).unwrap()
-        }
-    };
-    messages::duration(resource.ttl?).unwrap()
 }
