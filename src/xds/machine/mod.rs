@@ -474,6 +474,12 @@ impl Machine {
             return;
         }
         let names: Vec<_> = sent.changed.iter().map(|(name, _)| name.clone()).collect();
+        // In Delta Envoy takes no TTL out of a response that it rejects.
+        if self.envoy.variant() == Variant::Delta && !names.is_empty() {
+            for (name, _) in sent.carried.iter().filter(|(name, _)| !names.contains(name)) {
+                self.envoy.force(name);
+            }
+        }
         // Envoy's text names no resource: one that came alone is the culprit, several are suspects
         // and are tried one by one.
         let alone = sent.changed.len() == 1;

@@ -164,3 +164,21 @@ fn what_envoy_rejected_is_not_sent_again_for_another_ttl_of_it() {
         assert!(holds(&bench.last()["a"], "good"));
     }
 }
+
+#[test]
+fn in_delta_a_ttl_that_went_with_what_envoy_rejected_goes_out_again() {
+    let mut bench = Bench::new(Variant::Delta, &["a", "b"]);
+    bench.with_ttl(&plain("a", "good"), 15);
+    // While Envoy reads that, its TTL is extended and a neighbour comes.
+    bench.heartbeat("a", 60);
+    bench.control(&[plain("b", "bad")], &[]);
+    bench.ack();
+    assert_eq!(bench.last().len(), 2);
+    bench.nack("bad");
+    assert!(holds(&bench.last()["a"], "good"));
+    assert_eq!((bench.last().len(), bench.ttl()), (1, Some(seconds(60))));
+    // It says nothing new: that it is rejected too is no reason to go on.
+    let sent = bench.responses.len();
+    bench.nack("bad");
+    assert_eq!(bench.responses.len(), sent);
+}

@@ -31,9 +31,10 @@ impl World {
         let remote = holds(wanted, "oci://");
         let moves = if remote { self.registry.moves(token) } else { 0 };
         if holds(wanted, POISON) || (remote && holds_poison(&self.registry.module(token))) {
-            // An Envoy that comes back may run something that the machine never heard of, and must
-            // not lose to a fallback.
-            let stands_in = runs.is_some() || envoy.resumes || !remote || !self.habits.rbac;
+            // An Envoy that comes back may run something that the machine never heard of, for as long
+            // as its TTL says, and must not lose to a fallback.
+            let may_run = envoy.resumes || envoy.outlived.contains(name);
+            let stands_in = runs.is_some() || may_run || !remote || !self.habits.rbac;
             assert!(stands_in, "{name}: nothing stands in for what Envoy rejected");
             return;
         }

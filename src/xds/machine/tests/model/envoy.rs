@@ -33,6 +33,8 @@ pub struct Envoy {
     pub versions: BTreeSet<String>,
     /// Until when it keeps what has a TTL.
     expires: BTreeMap<String, Instant>,
+    /// Names of which it dropped what it had by its TTL.
+    pub outlived: BTreeSet<String>,
     /// What it would miss, unified.
     came: BTreeSet<String>,
     /// Responses of the machine that it has read.
@@ -52,6 +54,7 @@ impl Envoy {
         self.versions.remove(name);
         self.expires.remove(name);
         self.came.remove(name);
+        self.outlived.remove(name);
     }
 
     /// Drops what has outlived its TTL.
@@ -59,6 +62,7 @@ impl Envoy {
         let expired = self.expires.iter().filter(|(_, at)| **at <= now);
         for name in expired.map(|(name, _)| name.clone()).collect::<Vec<_>>() {
             self.forget(&name);
+            self.outlived.insert(name);
         }
     }
 
@@ -81,6 +85,10 @@ impl Envoy {
             self.keep_for_their_ttls(response, now);
         }
         let error = self.apply(response, habits, counts);
+        if std::env::var_os("WASMFERRY_TRACE").is_some() {
+            let carried = response.configs.iter().map(|(name, sent)| (name, token_of(&sent.config), sent.ttl));
+            println!("    Envoy reads {:?}: {error:?}", carried.collect::<Vec<_>>());
+        }
         if error.is_none() {
             self.resumes = habits.variant == Variant::StateOfTheWorld;
             for (name, sent) in &response.configs {
