@@ -100,7 +100,7 @@ pub struct Machine {
     /// Until when the first response waits for what is on its way, so that nothing is missing which
     /// Envoy has from an earlier stream.
     resuming: Option<Instant>,
-    /// How often in a row Envoy has missed something.
+    /// How often Envoy has missed something since it last judged anything.
     missed: usize,
     backoff: Backoff,
     memory: Memory,
@@ -472,6 +472,9 @@ impl Machine {
                 }
             }
             return;
+        }
+        if !reason.contains(MISSING) {
+            self.missed = 0;
         }
         let names: Vec<_> = sent.changed.iter().map(|(name, _)| name.clone()).collect();
         // In Delta Envoy takes no TTL out of a response that it rejects.

@@ -23,7 +23,7 @@ const POISON: &str = "poison";
 /// How often tags are looked at.
 const INTERVAL: Duration = Duration::from_secs(15);
 /// Longer than any retry or look is put off.
-const LONG: Duration = Duration::from_secs(130);
+const LONG: Duration = Duration::from_secs(110);
 
 fn owned(names: &[&str]) -> BTreeSet<String> {
     names.iter().map(|name| (*name).to_owned()).collect()
@@ -143,18 +143,8 @@ impl World {
             }
             Step::ControlReads { envoy } => while self.control_reads(envoy) {},
             Step::ControlDelivers { envoy } => _ = self.stream(envoy).control_delivers(),
-            Step::Fetch { envoy, position, ref end } => {
-                let under_way = self.stream(envoy).fetches_under_way();
-                if let Some(fetch) = under_way.get(position % under_way.len().max(1)) {
-                    self.end_fetch(envoy, *fetch, end);
-                }
-            }
-            Step::Look { envoy, position, ref end } => {
-                let under_way = self.stream(envoy).looks_under_way();
-                if let Some(look) = under_way.get(position % under_way.len().max(1)) {
-                    self.end_look(envoy, *look, end);
-                }
-            }
+            Step::Fetch { envoy, position, ref end } => _ = self.end_fetch(envoy, position, end),
+            Step::Look { envoy, position, ref end } => _ = self.end_look(envoy, position, end),
             Step::Move { name } => {
                 let wanted = self.wanted.get(NAMES[name]).filter(|wanted| holds(&wanted.body, "oci://"));
                 if let Some(token) = wanted.and_then(|wanted| token_of(&wanted.body)) {
@@ -223,10 +213,10 @@ impl World {
         true
     }
 
-    fn end_fetch(&mut self, envoy: usize, fetch: usize, end: &End) {
+    fn end_fetch(&mut self, envoy: usize, position: usize, end: &End) -> bool {
         let envoy = envoy % self.streams.len();
         let stream = &mut self.streams[envoy];
-        stream.fetches_done[fetch] = true;
+        let Some(fetch) = stream.fetches.end(position) else { return false };
         let (name, generation) = stream.bench.fetches[fetch].clone();
         let url = stream.bench.urls[fetch].clone();
         let module = self.registry.module(url.rsplit_once(':').unwrap().1);
@@ -236,12 +226,13 @@ impl World {
         };
         stream.bench.machine.fetched(&name, generation, result, self.now);
         stream.bench.act();
+        true
     }
 
-    fn end_look(&mut self, envoy: usize, look: usize, end: &End) {
+    fn end_look(&mut self, envoy: usize, position: usize, end: &End) -> bool {
         let envoy = envoy % self.streams.len();
         let stream = &mut self.streams[envoy];
-        stream.looks_done[look] = true;
+        let Some(look) = stream.looks.end(position) else { return false };
         let (name, generation, url, known) = stream.bench.refreshes[look].clone();
         let module = self.registry.module(url.rsplit_once(':').unwrap().1);
         let result = match end {
@@ -255,6 +246,7 @@ impl World {
         };
         stream.bench.machine.refreshed(&name, generation, result, self.now);
         stream.bench.act();
+        true
     }
 
     /// The stream ends, with all that is on its way.
@@ -310,12 +302,8 @@ impl World {
     fn moves(&mut self) -> bool {
         let mut moved = false;
         for envoy in 0..self.streams.len() {
-            for fetch in self.streams[envoy].fetches_under_way() {
-                self.end_fetch(envoy, fetch, &End::Good);
-                moved = true;
-            }
-            for look in self.streams[envoy].looks_under_way() {
-                self.end_look(envoy, look, &End::Good);
+            self.note();
+            while self.end_fetch(envoy, 0, &End::Good) || self.end_look(envoy, 0, &End::Good) {
                 moved = true;
             }
             self.note();
@@ -332,7 +320,7 @@ impl World {
     /// All that can still happen happens well, for as long as it may take. `extends`: the control plane
     /// sees to it that nothing expires.
     fn rests(&mut self, extends: bool) {
-        let (end, every) = (self.now + LONG, Duration::from_secs(6));
+        let (end, every) = (self.now + LONG, Duration::from_secs(10));
         let extends = extends && self.wanted.values().any(|wanted| wanted.ttl.is_some());
         let mut heartbeat = self.now + every;
         for _ in 0..5000 {

@@ -18,12 +18,36 @@ pub struct Sent {
     changed: Vec<String>,
 }
 
+/// Those that the machine asked for and that have not ended.
+#[derive(Default)]
+pub struct Jobs {
+    begun: usize,
+    under_way: Vec<usize>,
+}
+
+impl Jobs {
+    fn begin(&mut self, begun: usize) {
+        self.under_way.extend(self.begun..begun);
+        self.begun = begun;
+    }
+
+    fn abandon(&mut self, begun: usize) {
+        *self = Self { begun, under_way: Vec::new() };
+    }
+
+    /// Takes the one at this position, counted round and round.
+    pub fn end(&mut self, position: usize) -> Option<usize> {
+        let count = self.under_way.len();
+        (count > 0).then(|| self.under_way.remove(position % count))
+    }
+}
+
 pub struct Stream {
     pub bench: Bench,
     pub envoy: Envoy,
     pub control: ControlPlane,
-    pub fetches_done: Vec<bool>,
-    pub looks_done: Vec<bool>,
+    pub fetches: Jobs,
+    pub looks: Jobs,
     /// The machine's responses.
     pub sent: Vec<Sent>,
     /// By name and token, when the machine last had it offered.
@@ -54,8 +78,8 @@ impl Stream {
             bench,
             envoy: Envoy::default(),
             control: ControlPlane::default(),
-            fetches_done: Vec::new(),
-            looks_done: Vec::new(),
+            fetches: Jobs::default(),
+            looks: Jobs::default(),
             sent: Vec::new(),
             offered: BTreeMap::new(),
             offers: 0,
@@ -75,10 +99,8 @@ impl Stream {
         self.bench.machine.remember_in(memory.clone());
         self.bench.names.clear();
         self.expires.clear();
-        self.fetches_under_way();
-        self.fetches_done.fill(true);
-        self.looks_under_way();
-        self.looks_done.fill(true);
+        self.fetches.abandon(self.bench.fetches.len());
+        self.looks.abandon(self.bench.refreshes.len());
         self.envoy.read = self.sent.len();
         self.control = self.control.next_stream(self.bench.requests.len());
         if habits.seen {
@@ -93,14 +115,6 @@ impl Stream {
             self.bench.passes_by(&listeners);
         }
         self.envoy.connects(habits.variant);
-    }
-
-    pub fn fetches_under_way(&mut self) -> Vec<usize> {
-        under_way(&mut self.fetches_done, self.bench.fetches.len())
-    }
-
-    pub fn looks_under_way(&mut self) -> Vec<usize> {
-        under_way(&mut self.looks_done, self.bench.refreshes.len())
     }
 
     pub fn control_delivers(&mut self) -> bool {
@@ -167,6 +181,8 @@ impl Stream {
 
     /// Takes note of what has expired, and looks at new responses, before anything newer is offered.
     pub fn note(&mut self, habits: &Habits) {
+        self.fetches.begin(self.bench.fetches.len());
+        self.looks.begin(self.bench.refreshes.len());
         let expired = self.bench.notes[self.notes..].iter().filter_map(|note| match note {
             Note::Expired { name } => Some(name.clone()),
             _ => None,
@@ -206,9 +222,4 @@ impl Stream {
         let condemned = self.condemned.get(name).is_some_and(|condemned| condemned.contains(config));
         assert!(!condemned, "{name}: what Envoy has rejected is sent again");
     }
-}
-
-fn under_way(done: &mut Vec<bool>, begun: usize) -> Vec<usize> {
-    done.resize(begun, false);
-    (0..begun).filter(|at| !done[*at]).collect()
 }
