@@ -35,6 +35,9 @@ pub struct Envoy {
     expires: BTreeMap<String, Instant>,
     /// Names of which it dropped what it had by its TTL.
     pub outlived: BTreeSet<String>,
+    /// What it had rejected, or would have said so, when an agent began that knows nothing of that. Where
+    /// the same is wanted then, it is accepted unread, and nobody can know.
+    pub secrets: BTreeMap<String, Bytes>,
     /// What it would miss, unified.
     came: BTreeSet<String>,
     /// Responses of the machine that it has read.
@@ -66,6 +69,17 @@ impl Envoy {
         }
     }
 
+    /// An agent begins that knows nothing of what was rejected.
+    pub fn keeps_secrets(&mut self, habits: &Habits) {
+        let rejected = self.attempted.iter().filter(|(_, config)| Self::rejects(config, habits));
+        self.secrets = rejected.map(|(name, config)| (name.clone(), config.clone())).collect();
+    }
+
+    /// Whether all that is known against this name is a secret.
+    pub fn has_secret(&self, name: &str) -> bool {
+        self.secrets.get(name).is_some_and(|secret| self.attempted.get(name) == Some(secret))
+    }
+
     pub fn rejects(config: &Bytes, habits: &Habits) -> bool {
         holds(config, POISON) || (is_fallback(config) && !habits.rbac)
     }
@@ -85,10 +99,10 @@ impl Envoy {
             self.keep_for_their_ttls(response, now);
         }
         let error = self.apply(response, habits, counts);
-        if std::env::var_os("WASMFERRY_TRACE").is_some() {
+        sequences::tell(|| {
             let carried = response.configs.iter().map(|(name, sent)| (name, token_of(&sent.config), sent.ttl));
-            println!("    Envoy reads {:?}: {error:?}", carried.collect::<Vec<_>>());
-        }
+            format!("Envoy reads {:?} without {:?}: {error:?}", carried.collect::<Vec<_>>(), response.removed)
+        });
         if error.is_none() {
             self.resumes = habits.variant == Variant::StateOfTheWorld;
             for (name, sent) in &response.configs {

@@ -112,6 +112,7 @@ impl World {
     }
 
     fn take(&mut self, step: &Step) {
+        sequences::tell(|| format!("{step:?}"));
         match *step {
             Step::Offer { name, version, remote, ttl } => {
                 let (name, token) = (NAMES[name], token(version, remote));
@@ -268,6 +269,7 @@ impl World {
         for stream in &mut self.streams {
             self.left.extend(stream.bench.names.iter().cloned());
             stream.condemned.clear();
+            stream.envoy.keeps_secrets(&self.habits);
             stream.connects(&self.habits, &self.memory);
         }
     }

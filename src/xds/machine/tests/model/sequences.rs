@@ -215,6 +215,14 @@ impl Sequence {
 thread_local! {
     /// Whether panics of this thread are expected, and not worth a word.
     static QUIET: Cell<bool> = const { Cell::new(false) };
+    static TELLS: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Tells what happens, in the run that shows a fault.
+pub fn tell(what: impl FnOnce() -> String) {
+    if TELLS.get() {
+        println!("    {}", what());
+    }
 }
 
 fn quietly<T>(act: impl FnOnce() -> T) -> T {
@@ -248,7 +256,7 @@ pub fn run(variant: Variant) {
         if quietly(|| sequence.fails()) {
             let short = quietly(|| sequence.shortened());
             println!("WASMFERRY_SEED={seed} WASMFERRY_SEQUENCES=1 shows it again; shortened:\n{:?}", short.habits);
-            short.steps.iter().for_each(|step| println!("    {step:?}"));
+            TELLS.set(true);
             short.run();
             panic!("it fails only now and then");
         }
