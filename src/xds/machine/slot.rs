@@ -216,9 +216,9 @@ pub struct Slot {
     pub follow: Option<Follow>,
     /// Envoy said on connecting that it holds this resource, or may hold it, so it gets no fallback.
     pub envoy_holds: bool,
-    /// What an earlier stream sent and Envoy did not judge there: if it rejected it, it would take the
-    /// same bytes now without a look.
-    unjudged_before: Option<Hash>,
+    /// What other streams sent and Envoy did not judge there: if it rejected it, it would take the same
+    /// bytes now without a look.
+    unjudged_before: Vec<Hash>,
     /// When Envoy drops the resource, unless its TTL is extended.
     expires_at: Option<Instant>,
     /// What worked on an earlier stream.
@@ -319,8 +319,8 @@ impl Slot {
             self.fall_back_at = Some((failing.since + hold).max(now));
             self.failing = Some(failing);
         }
-        self.unjudged_before = remembered.unjudged.map(|(hash, _)| hash);
-        self.attempted = self.unjudged_before;
+        self.unjudged_before = remembered.unjudged.iter().map(|(hash, _)| *hash).collect();
+        self.attempted = self.unjudged_before.last().copied();
         // What Envoy holds may be newer.
         if self.envoy_holds {
             self.learn_rejections(remembered);
@@ -373,7 +373,7 @@ impl Slot {
             _ => return false,
         };
         let candidate = Candidate::new(body, &offer.wrapper, false, self.generation);
-        if self.unjudged_before == Some(candidate.hash) && self.doubt(&candidate).is_none() {
+        if self.unjudged_before.contains(&candidate.hash) && self.doubt(&candidate).is_none() {
             self.doubts.push((candidate.hash, Doubt::Suspect));
         }
         self.candidate = Some(candidate);
@@ -403,7 +403,7 @@ impl Slot {
         // Envoy ignores what it has rejected; under another name of the same file it looks again. Only
         // where something has changed, if not in what Envoy gets to see.
         for detour in 1..=detours {
-            if self.is_news_of_old(&candidate) || self.unjudged_before == Some(candidate.hash) {
+            if self.is_news_of_old(&candidate) || self.unjudged_before.contains(&candidate.hash) {
                 made.path = detoured(&path, detour);
                 candidate = with_path(&made.path)?;
             }

@@ -256,3 +256,25 @@ fn what_is_wanted_is_for_others_to_see_to_once_the_stream_has_ended() {
         assert_eq!(unattended(), [""; 0], "it is there");
     }
 }
+
+#[test]
+fn what_each_of_two_envoys_was_sent_and_did_not_judge_is_offered_in_other_bytes() {
+    for variant in BOTH {
+        let memory = Memory::default();
+        let offer = [filter("a", "oci://r.io/a:1", false)];
+        let mut bench = Bench::remembering(variant, &memory);
+        bench.control(&offer, &[]);
+        bench.arrives(0, "/store/1.wasm");
+        assert!(holds(&bench.last()["a"], "/store/1.wasm"));
+        // A second Envoy of the node, as in a hot restart.
+        let mut other = Bench::remembering(variant, &memory);
+        other.control(&offer, &[]);
+        other.arrives(0, "/store/1.wasm");
+        assert!(holds(&other.last()["a"], "/store/./1.wasm"));
+        // What the first one said of its own is lost.
+        bench.next_stream(&memory, &["a"], &[]);
+        bench.control(&offer, &[]);
+        bench.arrives(1, "/store/1.wasm");
+        assert!(holds(&bench.last()["a"], "/store/././1.wasm"));
+    }
+}
