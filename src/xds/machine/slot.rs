@@ -308,9 +308,8 @@ impl Slot {
     /// Takes over what the node's earlier streams left. To be called when the first offer has been taken.
     pub fn recall(&mut self, remembered: &Remembered, now: Instant, hold: Duration) {
         let Some(offer) = &self.offer else { return };
-        let candidate = |good: &LastGood| {
-            Candidate::new(good.body.clone(), &offer.wrapper, false, 0).at(&good.path)
-        };
+        let candidate =
+            |good: &LastGood| Candidate::new(good.body.clone(), &offer.wrapper, false, 0).at(&good.path);
         self.last_good = remembered.last_good.as_ref().map(candidate);
         self.fallback_rejected |= remembered.fallback_rejected;
         let wanted = remembered.wanted.as_ref().filter(|wanted| wanted.source == offer.source);
@@ -501,8 +500,7 @@ impl Slot {
 
     fn fallback(&self) -> Option<Candidate> {
         let Some(Offer { plan: Plan::Remote(remote), wrapper, .. }) = &self.offer else { return None };
-        self.allows_fallback()
-            .then(|| Candidate::new(remote.fallback(), wrapper, true, self.generation))
+        self.allows_fallback().then(|| Candidate::new(remote.fallback(), wrapper, true, self.generation))
     }
 
     /// Whether the failure policy's filter may stand in.
@@ -548,7 +546,9 @@ impl Slot {
 
     /// What Envoy is to have and has not.
     pub fn news(&self) -> Option<Candidate> {
-        if self.doubts.is_empty() && self.candidate.as_ref().is_none_or(|candidate| self.has_gone_out(candidate)) {
+        if self.doubts.is_empty()
+            && self.candidate.as_ref().is_none_or(|candidate| self.has_gone_out(candidate))
+        {
             return None;
         }
         self.presentable().filter(|candidate| !self.has_gone_out(candidate))

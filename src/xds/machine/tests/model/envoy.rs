@@ -100,13 +100,15 @@ impl Envoy {
         }
         let error = self.apply(response, habits, counts);
         sequences::tell(|| {
-            let carried = response.configs.iter().map(|(name, sent)| (name, token_of(&sent.config), sent.ttl));
+            let carried =
+                response.configs.iter().map(|(name, sent)| (name, token_of(&sent.config), sent.ttl));
             format!("Envoy reads {:?} without {:?}: {error:?}", carried.collect::<Vec<_>>(), response.removed)
         });
         if error.is_none() {
             self.resumes = habits.variant == Variant::StateOfTheWorld;
             for (name, sent) in &response.configs {
-                if let Some(running) = self.runs.get_mut(name).filter(|running| running.config == sent.config) {
+                if let Some(running) = self.runs.get_mut(name).filter(|running| running.config == sent.config)
+                {
                     running.confirmed = true;
                     self.versions.insert(name.clone());
                 }

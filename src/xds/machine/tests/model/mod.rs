@@ -121,7 +121,9 @@ impl World {
                     false => plain(name, &token),
                 };
                 self.wanted.insert(name.into(), Wanted { body, ttl });
-                for stream in self.streams.iter_mut().filter(|stream| stream.control.subscribed.contains(name)) {
+                for stream in
+                    self.streams.iter_mut().filter(|stream| stream.control.subscribed.contains(name))
+                {
                     stream.control.responds(&self.habits, &self.wanted, &[name.to_owned()].into(), &[]);
                 }
             }
@@ -351,7 +353,10 @@ impl World {
         while self.moves() {}
         for envoy in 0..self.streams.len() {
             let stream = &self.streams[envoy];
-            if self.wanted.iter().any(|(name, wanted)| wanted.ttl.is_some() && stream.control.missed.contains(name))
+            if self
+                .wanted
+                .iter()
+                .any(|(name, wanted)| wanted.ttl.is_some() && stream.control.missed.contains(name))
             {
                 self.resends(envoy);
             }

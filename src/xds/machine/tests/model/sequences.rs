@@ -9,46 +9,88 @@ use std::time::Duration;
 use super::{NAMES, World};
 use crate::upstream::directory::Variant;
 
-/// Sequences of each test, unless the environment says another number.
-const SEQUENCES: u64 = 500;
+/// Sequences, half of them in each variant, unless the environment says another number.
+const SEQUENCES: u64 = 1000;
 /// Steps of the longest.
 const STEPS: u64 = 140;
 
 #[derive(Debug, Clone)]
 pub enum Step {
     /// The control plane wants this under this name, for so many seconds where that is limited.
-    Offer { name: usize, version: u8, remote: bool, ttl: Option<u8> },
+    Offer {
+        name: usize,
+        version: u8,
+        remote: bool,
+        ttl: Option<u8>,
+    },
     /// It sends an Envoy again all that it subscribes to, as some do when one thing changes.
-    Resend { envoy: usize },
+    Resend {
+        envoy: usize,
+    },
     /// It extends the TTLs of what it has sent.
-    Heartbeat { envoy: usize },
-    Remove { name: usize },
+    Heartbeat {
+        envoy: usize,
+    },
+    Remove {
+        name: usize,
+    },
     /// It reads what was sent to it.
-    ControlReads { envoy: usize },
+    ControlReads {
+        envoy: usize,
+    },
     /// The machine gets its next response.
-    ControlDelivers { envoy: usize },
+    ControlDelivers {
+        envoy: usize,
+    },
     /// The fetch at this position, counted among those under way, ends.
-    Fetch { envoy: usize, position: usize, end: End },
+    Fetch {
+        envoy: usize,
+        position: usize,
+        end: End,
+    },
     /// The look at a tag at this position ends.
-    Look { envoy: usize, position: usize, end: End },
+    Look {
+        envoy: usize,
+        position: usize,
+        end: End,
+    },
     /// The tag that is wanted under this name leads to another module.
-    Move { name: usize },
+    Move {
+        name: usize,
+    },
     /// Envoy reads the next response; its answer is on the way.
-    EnvoyReads { envoy: usize },
+    EnvoyReads {
+        envoy: usize,
+    },
     /// The machine gets Envoy's next request.
-    EnvoyDelivers { envoy: usize },
-    Subscribe { envoy: usize, name: usize, on: bool },
+    EnvoyDelivers {
+        envoy: usize,
+    },
+    Subscribe {
+        envoy: usize,
+        name: usize,
+        on: bool,
+    },
     /// Envoy subscribes a second time to what it has.
-    Again { envoy: usize, name: usize },
-    Pass { seconds: u8 },
+    Again {
+        envoy: usize,
+        name: usize,
+    },
+    Pass {
+        seconds: u8,
+    },
     /// The stream ends, with all that is on its way, and Envoy opens another.
-    Reconnect { envoy: usize },
+    Reconnect {
+        envoy: usize,
+    },
     /// The agent starts again, with what is on disk.
     AgentRestarts,
     /// A second Envoy of the node begins, and has nothing.
     HotRestart,
     /// One of two ends.
-    Ends { envoy: usize },
+    Ends {
+        envoy: usize,
+    },
 }
 
 #[derive(Debug, Clone)]
@@ -246,16 +288,20 @@ fn from_environment(key: &str) -> Option<u64> {
     Some(value.parse().unwrap_or_else(|_| panic!("{key}={value} is no number")))
 }
 
-/// Runs as many sequences as `WASMFERRY_SEQUENCES` says, from the seed that `WASMFERRY_SEED` says or from
-/// one that nobody knows. Of one that fails it shows the seed and what is left of it when shortened.
+/// Runs half as many sequences as `WASMFERRY_SEQUENCES` says, from the seed that `WASMFERRY_SEED` says or
+/// from one that nobody knows. Of one that fails it shows the seed and what is left of it when shortened.
 pub fn run(variant: Variant) {
-    let first = from_environment("WASMFERRY_SEED").unwrap_or_else(|| RandomState::new().build_hasher().finish());
-    let count = from_environment("WASMFERRY_SEQUENCES").unwrap_or(SEQUENCES);
+    let first =
+        from_environment("WASMFERRY_SEED").unwrap_or_else(|| RandomState::new().build_hasher().finish());
+    let count = from_environment("WASMFERRY_SEQUENCES").unwrap_or(SEQUENCES).div_ceil(2);
     for seed in (0..count).map(|number| first.wrapping_add(number)) {
         let sequence = Sequence::random(variant, seed);
         if quietly(|| sequence.fails()) {
             let short = quietly(|| sequence.shortened());
-            println!("WASMFERRY_SEED={seed} WASMFERRY_SEQUENCES=1 shows it again; shortened:\n{:?}", short.habits);
+            println!(
+                "WASMFERRY_SEED={seed} WASMFERRY_SEQUENCES=1 shows it again; shortened:\n{:?}",
+                short.habits
+            );
             TELLS.set(true);
             short.run();
             panic!("it fails only now and then");

@@ -216,7 +216,11 @@ impl Stream {
 
     fn check_sent(&self, name: &str, config: &Bytes, ttl: Option<Duration>, habits: &Habits) {
         let left = self.expires.get(name).map(|at| at.saturating_duration_since(self.bench.now));
-        assert_eq!(ttl, left.map(|left| left.max(Duration::from_millis(1))), "{name} has what is left of its TTL");
+        assert_eq!(
+            ttl,
+            left.map(|left| left.max(Duration::from_millis(1))),
+            "{name} has what is left of its TTL"
+        );
         let known = habits.seen && !habits.rbac;
         assert!(!(known && is_fallback(config)), "{name}: Envoy's listeners do not take a fallback");
         let condemned = self.condemned.get(name).is_some_and(|condemned| condemned.contains(config));
