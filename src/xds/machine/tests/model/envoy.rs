@@ -16,6 +16,8 @@ pub struct Runs {
     pub config: Bytes,
     /// How new it was when it was sent. None for what another Envoy's stream left.
     pub rank: Option<Rank>,
+    /// How many offers the machine had when it was sent.
+    pub offers: u64,
     /// Whether Envoy has accepted a response with it. Of one that it rejects it may run a part, which
     /// nobody can know of.
     pub confirmed: bool,
@@ -150,7 +152,7 @@ impl Envoy {
             names.reverse();
         }
         for name in names {
-            let Some(Carried { config, rank, .. }) = response.configs.get(&name) else {
+            let Some(Carried { config, rank, offers, .. }) = response.configs.get(&name) else {
                 self.came.remove(&name);
                 error = Some(MISSING.to_owned());
                 break;
@@ -180,7 +182,10 @@ impl Envoy {
                 let older = rank.is_some_and(|rank| running.rank.is_some_and(|running| rank < running));
                 assert!(!older, "{name} goes backwards");
             }
-            self.runs.insert(name, Runs { config: config.clone(), rank: *rank, confirmed: false });
+            self.runs.insert(
+                name,
+                Runs { config: config.clone(), rank: *rank, offers: *offers, confirmed: false },
+            );
         }
         error
     }

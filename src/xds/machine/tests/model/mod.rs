@@ -155,6 +155,7 @@ impl World {
                 }
             }
             Step::EnvoyReads { envoy } => _ = self.envoy_reads(envoy),
+            Step::Flow { envoy } => while self.flows(envoy) {},
             Step::EnvoyDelivers { envoy } => _ = self.stream(envoy).envoy_delivers(),
             Step::Subscribe { envoy, name, on } => {
                 let (variant, name) = (self.habits.variant, NAMES[name]);
@@ -302,6 +303,18 @@ impl World {
         }
     }
 
+    /// The next of all that is on its way between an Envoy and the control plane arrives; whether anything
+    /// was.
+    fn flows(&mut self, envoy: usize) -> bool {
+        let mut moved = self.control_reads(envoy);
+        moved |= self.stream(envoy).control_delivers();
+        self.note();
+        moved |= self.envoy_reads(envoy);
+        moved |= self.stream(envoy).envoy_delivers();
+        self.note();
+        moved
+    }
+
     /// Everything that is on its way arrives, and happens well; whether anything was.
     fn moves(&mut self) -> bool {
         let mut moved = false;
@@ -311,12 +324,7 @@ impl World {
                 moved = true;
             }
             self.note();
-            moved |= self.control_reads(envoy);
-            moved |= self.streams[envoy].control_delivers();
-            self.note();
-            moved |= self.envoy_reads(envoy);
-            moved |= self.streams[envoy].envoy_delivers();
-            self.note();
+            moved |= self.flows(envoy);
         }
         moved
     }

@@ -66,6 +66,10 @@ pub enum Step {
     EnvoyDelivers {
         envoy: usize,
     },
+    /// All that is on its way between an Envoy and the control plane arrives.
+    Flow {
+        envoy: usize,
+    },
     Subscribe {
         envoy: usize,
         name: usize,
@@ -186,7 +190,7 @@ impl Random {
                 false => Step::Look { envoy, position: self.index(8), end: self.end() },
             };
         }
-        match self.below(160) {
+        match self.below(168) {
             0..20 => {
                 let ttl = (habits.ttls && self.one_in(2)).then(|| self.byte(15, 60));
                 Step::Offer { name, version: self.byte(0, 24), remote: self.one_in(2), ttl }
@@ -202,8 +206,9 @@ impl Random {
             140..144 => Step::Again { envoy, name },
             144..152 => Step::Pass { seconds: self.byte(1, 20) },
             152..156 => Step::Reconnect { envoy },
-            156..158 => Step::HotRestart,
-            158 => Step::Ends { envoy },
+            156..164 => Step::Flow { envoy },
+            164..166 => Step::HotRestart,
+            166 => Step::Ends { envoy },
             _ => Step::AgentRestarts,
         }
     }

@@ -6,6 +6,8 @@ use super::*;
 pub struct Carried {
     pub config: Bytes,
     pub rank: Option<Rank>,
+    /// How many offers the machine had when it was sent.
+    pub offers: u64,
     pub ttl: Option<Duration>,
 }
 
@@ -67,7 +69,7 @@ pub struct Stream {
 /// Whether the machine has to know that Envoy runs this, and may not make it worse.
 pub fn counts(anew: &BTreeMap<String, u64>, name: &str, runs: &Runs) -> bool {
     let begun = anew.get(name).copied().unwrap_or(0);
-    runs.confirmed && runs.rank.is_none_or(|(offer, _)| offer > begun)
+    runs.confirmed && runs.rank.map_or(runs.offers, |(offer, _)| offer) > begun
 }
 
 impl Stream {
@@ -208,7 +210,7 @@ impl Stream {
             let rank = self.rank(&name, &config);
             self.check_sent(&name, &config, ttl, habits);
             assert!(!response.removed.contains(&name), "{name} comes and goes at once");
-            let twice = configs.insert(name.clone(), Carried { config, rank, ttl });
+            let twice = configs.insert(name.clone(), Carried { config, rank, offers: self.offers, ttl });
             assert!(twice.is_none(), "{name} comes twice");
         }
         Sent { nonce: response.nonce.clone(), configs, removed: response.removed.clone(), changed }
