@@ -485,7 +485,13 @@ impl Machine {
         }
         // Envoy's text names no resource: one that came alone is the culprit, several are suspects
         // and are tried one by one.
-        let alone = sent.changed.len() == 1;
+        // What went along unchanged may be the culprit where Envoy has subscribed to it anew meanwhile.
+        let began_anew = |name: &String, hash: &Hash| {
+            let held = self.slots.get(name).and_then(Slot::held);
+            self.envoy.wants(name) && !names.contains(name) && held.is_none_or(|held| held.hash != *hash)
+        };
+        let alone =
+            sent.changed.len() == 1 && !sent.carried.iter().any(|(name, hash)| began_anew(name, hash));
         for (name, hash) in &sent.changed {
             // Also where it was unsubscribed from and is wanted again: Envoy remembers.
             if self.envoy.wants(name) {

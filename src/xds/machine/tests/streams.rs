@@ -278,3 +278,18 @@ fn what_each_of_two_envoys_was_sent_and_did_not_judge_is_offered_in_other_bytes(
         assert!(holds(&bench.last()["a"], "/store/././1.wasm"));
     }
 }
+
+#[test]
+fn a_rejection_says_nothing_of_a_config_whose_neighbour_was_subscribed_to_anew_meanwhile() {
+    let mut bench = Bench::new(Variant::StateOfTheWorld, &["a", "b"]);
+    bench.control(&[plain("a", "1"), plain("b", "1")], &[]);
+    bench.ack();
+    bench.control(&[plain("a", "2")], &[]);
+    // That is on its way, with `b` as it was, to an Envoy that has dropped `b` and wants it again.
+    bench.subscribe(&[], &["b"]);
+    bench.subscribe(&["b"], &[]);
+    bench.nack("b is not what it was");
+    assert!(holds(&bench.last()["a"], "1"));
+    bench.ack();
+    assert!(holds(&bench.last()["a"], "2"), "it is tried again");
+}

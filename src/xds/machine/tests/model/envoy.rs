@@ -40,6 +40,8 @@ pub struct Envoy {
     /// What it had rejected, or would have said so, when an agent began that knows nothing of that. Where
     /// the same is wanted then, it is accepted unread, and nobody can know.
     pub secrets: BTreeMap<String, Bytes>,
+    /// Names of which it has accepted such a one unread, which misleads whoever asked.
+    pub misled: BTreeSet<String>,
     /// What it would miss, unified.
     came: BTreeSet<String>,
     /// Responses of the machine that it has read.
@@ -60,6 +62,7 @@ impl Envoy {
         self.expires.remove(name);
         self.came.remove(name);
         self.outlived.remove(name);
+        self.misled.remove(name);
     }
 
     /// Drops what has outlived its TTL.
@@ -79,7 +82,8 @@ impl Envoy {
 
     /// Whether all that is known against this name is a secret.
     pub fn has_secret(&self, name: &str) -> bool {
-        self.secrets.get(name).is_some_and(|secret| self.attempted.get(name) == Some(secret))
+        let secret = self.secrets.get(name).filter(|secret| self.attempted.get(name) == Some(*secret));
+        secret.is_some() || self.misled.contains(name)
     }
 
     pub fn rejects(config: &Bytes, habits: &Habits) -> bool {
@@ -164,6 +168,9 @@ impl Envoy {
                 self.came.insert(name.clone());
             }
             if self.attempted.get(&name) == Some(config) {
+                if self.secrets.get(&name) == Some(config) {
+                    self.misled.insert(name);
+                }
                 continue;
             }
             self.attempted.insert(name.clone(), config.clone());
