@@ -109,12 +109,17 @@ impl Node {
         self.changed |= gone.is_some_and(|remembered| remembered.last_good.is_some());
     }
 
-    /// Envoy accepted this.
-    pub fn accepted(&mut self, name: &str, hash: Hash, is_fallback: bool, good: Option<LastGood>) {
+    /// Envoy has looked at this and takes it.
+    pub fn judged(&mut self, name: &str, hash: Hash) {
         let remembered = self.entry(name);
-        remembered.held |= !is_fallback;
         remembered.unjudged.retain(|(unjudged, _)| *unjudged != hash);
         remembered.rejected.retain(|rejected| *rejected != hash);
+    }
+
+    /// Envoy accepted something, with a look at it or without.
+    pub fn accepted(&mut self, name: &str, is_fallback: bool, good: Option<LastGood>) {
+        let remembered = self.entry(name);
+        remembered.held |= !is_fallback;
         if good.is_some() && remembered.last_good != good {
             remembered.last_good = good;
             self.changed = true;

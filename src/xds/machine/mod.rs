@@ -458,7 +458,11 @@ impl Machine {
             if let Some(slot) = self.slots.get_mut(name) {
                 slot.accepted(*hash);
                 let good = slot.last_good_for(*hash);
-                self.memory.lock().accepted(name, *hash, slot.has_fallback(), good);
+                let mut memory = self.memory.lock();
+                memory.accepted(name, slot.has_fallback(), good);
+                if !slot.accepted_unread() {
+                    memory.judged(name, *hash);
+                }
             }
         }
     }

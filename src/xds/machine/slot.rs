@@ -625,6 +625,11 @@ impl Slot {
         self.doubts.retain(|(doubted, _)| *doubted != hash);
     }
 
+    /// Whether that may have been without a look.
+    pub fn accepted_unread(&self) -> bool {
+        self.accepted_unread && self.accepted.as_ref().map(|accepted| accepted.hash) == self.sent()
+    }
+
     /// A first fetch is under way, and nothing is known against it.
     pub fn is_on_its_way(&self) -> bool {
         let untroubled = self.candidate.is_none() && self.failing.is_none();

@@ -293,3 +293,24 @@ fn a_rejection_says_nothing_of_a_config_whose_neighbour_was_subscribed_to_anew_m
     bench.ack();
     assert!(holds(&bench.last()["a"], "2"), "it is tried again");
 }
+
+#[test]
+fn what_was_perhaps_accepted_unread_is_not_taken_for_good_on_the_next_stream() {
+    let memory = Memory::default();
+    let mut bench = Bench::remembering(Variant::Delta, &memory);
+    bench.subscribe(&["b"], &[]);
+    bench.control(&[plain("a", "bad"), plain("b", "good")], &[]);
+    bench.nack("one of them");
+    // Each goes alone, and Envoy takes no second look at what it rejected.
+    bench.ack();
+    bench.ack();
+    bench.next_stream(&memory, &["a", "b"], &[]);
+    bench.control(&[plain("a", "bad")], &[]);
+    bench.ack();
+    bench.control(&[filter("a", "oci://r.io/a:1", false)], &[]);
+    bench.arrives(0, "/store/1.wasm");
+    bench.nack("on_configure failed");
+    assert!(holds(&bench.last()["a"], "bad"));
+    bench.nack("now it has looked");
+    assert!(is_fallback(&bench.last()["a"]));
+}

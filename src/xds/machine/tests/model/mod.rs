@@ -156,7 +156,7 @@ impl World {
             }
             Step::EnvoyReads { envoy } => _ = self.envoy_reads(envoy),
             Step::Flow { envoy } => while self.flows(envoy) {},
-            Step::EnvoyDelivers { envoy } => _ = self.stream(envoy).envoy_delivers(),
+            Step::EnvoyDelivers { envoy } => _ = self.envoy_delivers(envoy),
             Step::Subscribe { envoy, name, on } => {
                 let (variant, name) = (self.habits.variant, NAMES[name]);
                 let envoy = &mut self.stream(envoy).envoy;
@@ -207,6 +207,11 @@ impl World {
         let Some(request) = bench.requests.get(control.read) else { return false };
         control.reads(request, &self.habits, &self.wanted);
         true
+    }
+
+    fn envoy_delivers(&mut self, envoy: usize) -> bool {
+        let envoy = envoy % self.streams.len();
+        self.streams[envoy].envoy_delivers(&self.habits)
     }
 
     fn envoy_reads(&mut self, envoy: usize) -> bool {
@@ -310,7 +315,7 @@ impl World {
         moved |= self.stream(envoy).control_delivers();
         self.note();
         moved |= self.envoy_reads(envoy);
-        moved |= self.stream(envoy).envoy_delivers();
+        moved |= self.envoy_delivers(envoy);
         self.note();
         moved
     }

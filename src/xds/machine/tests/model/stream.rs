@@ -16,6 +16,8 @@ pub struct Sent {
     pub nonce: String,
     pub configs: BTreeMap<String, Carried>,
     pub removed: Vec<String>,
+    /// How often the machine had begun anew with a name.
+    beginnings: u64,
     /// What of it was new.
     changed: Vec<String>,
 }
@@ -57,6 +59,7 @@ pub struct Stream {
     offers: u64,
     /// When the machine last began anew with a name: it was removed, subscribed to again, or expired.
     pub anew: BTreeMap<String, u64>,
+    beginnings: u64,
     /// When what it has of a name expires.
     expires: BTreeMap<String, Instant>,
     /// What was offered last, by name.
@@ -86,6 +89,7 @@ impl Stream {
             offered: BTreeMap::new(),
             offers: 0,
             anew: BTreeMap::new(),
+            beginnings: 0,
             expires: BTreeMap::new(),
             newest: BTreeMap::new(),
             condemned: BTreeMap::new(),
@@ -148,13 +152,16 @@ impl Stream {
         true
     }
 
-    pub fn envoy_delivers(&mut self) -> bool {
+    pub fn envoy_delivers(&mut self, habits: &Habits) -> bool {
         let Some((request, names)) = self.envoy.requests.pop_front() else { return false };
         let alone = self.sent.last().filter(|sent| sent.nonce == request.nonce && sent.changed.len() == 1);
         if let Some(sent) = alone.filter(|_| request.error.as_deref() == Some("rejected")) {
             let name = &sent.changed[0];
             let rejected = sent.configs[name].config.clone();
-            self.condemned.entry(name.clone()).or_default().insert(rejected);
+            // It may be the neighbours that Envoy means, where it has dropped them meanwhile.
+            if Envoy::rejects(&rejected, habits) && sent.beginnings == self.beginnings {
+                self.condemned.entry(name.clone()).or_default().insert(rejected);
+            }
         }
         let changes = names.symmetric_difference(&self.bench.names).cloned().collect::<Vec<_>>();
         changes.iter().for_each(|name| self.begins_anew(name));
@@ -167,6 +174,7 @@ impl Stream {
     /// The machine has no reason to know anything of this name.
     fn begins_anew(&mut self, name: &str) {
         self.anew.insert(name.to_owned(), self.offers);
+        self.beginnings += 1;
         self.expires.remove(name);
         self.condemned.remove(name);
     }
@@ -213,7 +221,13 @@ impl Stream {
             let twice = configs.insert(name.clone(), Carried { config, rank, offers: self.offers, ttl });
             assert!(twice.is_none(), "{name} comes twice");
         }
-        Sent { nonce: response.nonce.clone(), configs, removed: response.removed.clone(), changed }
+        Sent {
+            nonce: response.nonce.clone(),
+            configs,
+            removed: response.removed.clone(),
+            beginnings: self.beginnings,
+            changed,
+        }
     }
 
     fn check_sent(&self, name: &str, config: &Bytes, ttl: Option<Duration>, habits: &Habits) {
