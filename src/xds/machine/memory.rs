@@ -109,6 +109,14 @@ impl Node {
         self.changed |= gone.is_some_and(|remembered| remembered.last_good.is_some());
     }
 
+    /// What was wanted under this name has expired: nothing is left of it but what Envoy remembers too.
+    pub fn expired(&mut self, name: &str) {
+        let Some(remembered) = self.names.get_mut(name) else { return };
+        let gone = remembered.last_good.take();
+        (remembered.held, remembered.wanted) = (false, None);
+        self.changed |= gone.is_some();
+    }
+
     /// Envoy has looked at this and takes it.
     pub fn judged(&mut self, name: &str, hash: Hash) {
         let remembered = self.entry(name);

@@ -333,8 +333,9 @@ impl Machine {
         self.resuming = self.resuming.filter(|until| *until > now);
         let expired = self.slots.iter().filter(|(_, slot)| slot.has_expired(now));
         for name in expired.map(|(name, _)| name.clone()).collect::<Vec<_>>() {
-            // Envoy has dropped it by itself.
-            self.forget(&name);
+            // Envoy has dropped it by itself, but for what it rejected.
+            self.slots.remove(&name);
+            self.memory.lock().expired(&name);
             self.actions.push(Action::Note(Note::Expired { name }));
         }
         self.refresh_due(now);

@@ -616,7 +616,8 @@ impl Slot {
         let Some(sent) = self.sent.as_ref().filter(|sent| sent.hash == hash) else { return };
         let better = !sent.fallback || self.accepted.as_ref().is_none_or(|accepted| accepted.fallback);
         let unread = self.attempted == Some(hash);
-        if better && (!unread || self.doubt(sent).is_some()) {
+        let known = self.accepted.as_ref().is_some_and(|accepted| accepted.hash == hash);
+        if better && !(unread && known && self.doubt(sent).is_none()) {
             self.accepted = Some(sent.clone());
             self.accepted_unread = unread;
         }

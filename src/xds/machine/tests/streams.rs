@@ -314,3 +314,30 @@ fn what_was_perhaps_accepted_unread_is_not_taken_for_good_on_the_next_stream() {
     bench.nack("now it has looked");
     assert!(is_fallback(&bench.last()["a"]));
 }
+
+#[test]
+fn what_a_second_envoy_accepts_stands_in_though_the_first_has_not_judged_it() {
+    for variant in BOTH {
+        let memory = Memory::default();
+        let offer = [filter("a", "oci://r.io/a:1", false)];
+        let mut bench = Bench::remembering(variant, &memory);
+        bench.control(&offer, &[]);
+        bench.fails(0);
+        bench.passes(Duration::from_secs(6));
+        assert!(is_fallback(&bench.last()["a"]));
+        let mut other = Bench::remembering(variant, &memory);
+        other.control(&offer, &[]);
+        if other.fetches.is_empty() {
+            other.passes(Duration::from_secs(6));
+        }
+        if other.responses.is_empty() {
+            other.fails(0);
+            other.passes(Duration::from_secs(6));
+        }
+        assert!(is_fallback(&other.last()["a"]));
+        other.ack();
+        other.control(&[plain("a", "bad")], &[]);
+        other.nack("bad");
+        assert!(is_fallback(&other.last()["a"]) && other.machine.awaits_envoy());
+    }
+}

@@ -182,3 +182,19 @@ fn in_delta_a_ttl_that_went_with_what_envoy_rejected_goes_out_again() {
     bench.nack("bad");
     assert_eq!(bench.responses.len(), sent);
 }
+
+#[test]
+fn what_envoy_rejected_is_not_sent_again_after_it_has_expired() {
+    for variant in BOTH {
+        let memory = Memory::default();
+        let mut bench = Bench::new(variant, &[]);
+        bench.machine.remember_in(memory);
+        bench.subscribe(&["a"], &[]);
+        bench.with_ttl(&plain("a", "bad"), 15);
+        bench.nack("bad");
+        bench.passes(seconds(20));
+        let sent = bench.responses.len();
+        bench.with_ttl(&plain("a", "bad"), 15);
+        assert_eq!(bench.responses.len(), sent, "{variant:?}: Envoy would accept it unread");
+    }
+}
