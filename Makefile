@@ -14,6 +14,8 @@ build: ## A debug build
 	$(CARGO) build --locked
 
 .PHONY: test
+# Of the machine against its model, between them all; a plain `cargo test` runs fewer.
+test: export WASMFERRY_SEQUENCES ?= 100000
 test: tools ## Unit and integration tests, with the real Envoy and the real registry
 	$(CARGO) test --locked
 

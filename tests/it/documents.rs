@@ -175,7 +175,7 @@ fn the_table_of_metrics_has_every_metric() {
     for family in [stream_ends, resources, lookups, fetches, tag_refreshes, reloads] {
         family.get_or_create(&result("any")).inc();
     }
-    serving.get_or_create(&ServingLabel { serving: "current" });
+    serving.get_or_create(&ServingLabel { serving: "current" }).set(1);
     messages.get_or_create(&MessageLabels { from: "envoy", intercepted: "true" }).inc();
     let mut text = String::new();
     prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();

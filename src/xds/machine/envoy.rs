@@ -235,10 +235,13 @@ fn encode(name: &str, candidate: &Candidate, ttl: Option<Duration>) -> Bytes {
         None => candidate.wrapper.rest().to_vec(),
     };
     match &candidate.wrapper {
-        Wrapper::Bare => any.into(),
-        Wrapper::Wrapped(_) => {
+        Wrapper::Bare if ttl.is_none() => any.into(),
+        Wrapper::Bare | Wrapper::Wrapped(_) => {
             let mut resource = rest;
             wire::put_len(&mut resource, 2, &any);
+            if candidate.wrapper == Wrapper::Bare {
+                wire::put_string(&mut resource, 3, name);
+            }
             let mut outer = Vec::with_capacity(resource.len() + 80);
             wire::put_string(&mut outer, 1, type_url::RESOURCE);
             wire::put_len(&mut outer, 2, &resource);

@@ -16,8 +16,8 @@ use crate::digest::PayloadDigest;
 use crate::discovery::{Discoveries, Seen};
 use crate::module::ModuleRequest;
 
-/// Rejected configs that are remembered of one name: the latest.
-const MAX_REJECTED: usize = 16;
+/// Rejected configs that are remembered of one name, and unjudged ones: the latest.
+const MAX_HASHES: usize = 16;
 
 /// The memory of one node. Clones share it.
 #[derive(Debug, Clone, Default)]
@@ -49,8 +49,8 @@ pub struct Remembered {
     /// The offer that the last of them was made from.
     pub rejected_source: Option<Hash>,
     pub fallback_rejected: bool,
-    /// What was sent last and not judged, and whether it is a fallback.
-    pub unjudged: Option<(Hash, bool)>,
+    /// What was sent and not judged, on any stream, and whether it is a fallback; oldest first.
+    pub unjudged: Vec<(Hash, bool)>,
     /// The module that is wanted, while it is not there.
     pub wanted: Option<Wanted>,
 }
@@ -58,7 +58,7 @@ pub struct Remembered {
 impl Remembered {
     /// Whether Envoy may have something under this name that is better than a fallback.
     pub fn may_be_held(&self) -> bool {
-        self.held || self.unjudged.is_some_and(|(_, is_fallback)| !is_fallback)
+        self.held || self.unjudged.iter().any(|(_, is_fallback)| !is_fallback)
     }
 }
 
@@ -125,12 +125,25 @@ impl Node {
         self.changed |= gone.is_some_and(|remembered| remembered.last_good.is_some());
     }
 
-    /// Envoy accepted this.
-    pub fn accepted(&mut self, name: &str, hash: Hash, is_fallback: bool, good: Option<LastGood>) {
+    /// What was wanted under this name has expired: nothing is left of it but what Envoy remembers too.
+    pub fn expired(&mut self, name: &str) {
+        let Some(remembered) = self.names.get_mut(name) else { return };
+        let gone = remembered.last_good.take();
+        (remembered.held, remembered.wanted) = (false, None);
+        self.changed |= gone.is_some();
+    }
+
+    /// Envoy has looked at this and takes it.
+    pub fn judged(&mut self, name: &str, hash: Hash) {
+        let remembered = self.entry(name);
+        remembered.unjudged.retain(|(unjudged, _)| *unjudged != hash);
+        remembered.rejected.retain(|rejected| *rejected != hash);
+    }
+
+    /// Envoy accepted something, with a look at it or without.
+    pub fn accepted(&mut self, name: &str, is_fallback: bool, good: Option<LastGood>) {
         let remembered = self.entry(name);
         remembered.held |= !is_fallback;
-        remembered.unjudged.take_if(|(unjudged, _)| *unjudged == hash);
-        remembered.rejected.retain(|rejected| *rejected != hash);
         if good.is_some() && remembered.last_good != good {
             remembered.last_good = good;
             self.changed = true;
@@ -139,17 +152,22 @@ impl Node {
 
     /// This was sent for the first time.
     pub fn sent(&mut self, name: &str, hash: Hash, is_fallback: bool) {
-        self.entry(name).unjudged = Some((hash, is_fallback));
+        let unjudged = &mut self.entry(name).unjudged;
+        unjudged.retain(|(unjudged, _)| *unjudged != hash);
+        if unjudged.len() == MAX_HASHES {
+            unjudged.remove(0);
+        }
+        unjudged.push((hash, is_fallback));
     }
 
     /// Envoy rejected this, which came alone and was made from the offer `source`.
     pub fn rejected(&mut self, name: &str, hash: Hash, source: Option<Hash>, is_fallback: bool) {
         let remembered = self.entry(name);
         remembered.rejected_source = source;
-        remembered.unjudged = None;
+        remembered.unjudged.retain(|(unjudged, _)| *unjudged != hash);
         remembered.fallback_rejected |= is_fallback;
         remembered.rejected.retain(|rejected| *rejected != hash);
-        if remembered.rejected.len() == MAX_REJECTED {
+        if remembered.rejected.len() == MAX_HASHES {
             remembered.rejected.remove(0);
         }
         remembered.rejected.push(hash);

@@ -100,7 +100,7 @@ pub struct Machine {
     /// Until when the first response waits for what is on its way, so that nothing is missing which
     /// Envoy has from an earlier stream.
     resuming: Option<Instant>,
-    /// How often in a row Envoy has missed something.
+    /// How often Envoy has missed something since it last judged anything.
     missed: usize,
     backoff: Backoff,
     memory: Memory,
@@ -334,8 +334,9 @@ impl Machine {
         self.resuming = self.resuming.filter(|until| *until > now);
         let expired = self.slots.iter().filter(|(_, slot)| slot.has_expired(now));
         for name in expired.map(|(name, _)| name.clone()).collect::<Vec<_>>() {
-            // Envoy has dropped it by itself.
-            self.forget(&name);
+            // Envoy has dropped it by itself, but for what it rejected.
+            self.slots.remove(&name);
+            self.memory.lock().expired(&name);
             self.actions.push(Action::Note(Note::Expired { name }));
         }
         self.refresh_due(now);
@@ -387,8 +388,7 @@ impl Machine {
         if !slot.is_news(&offer) {
             // Control planes resend what has not changed; it restarts nothing. What extends a TTL,
             // be it a bare heartbeat, becomes a full resend.
-            if offer.extends_ttl() {
-                slot.extend_ttl(&offer, now);
+            if offer.extends_ttl() && slot.extend_ttl(&offer, now) {
                 self.envoy.force(&name);
             }
             return false;
@@ -396,7 +396,10 @@ impl Machine {
         self.generations += 1;
         self.envoy.offered(&name);
         let (first, doubted) = (slot.offer.is_none(), slot.rejections());
-        slot.extend_ttl(&offer, now);
+        // What Envoy has meanwhile lives as long as what it waits for.
+        if slot.extend_ttl(&offer, now) {
+            self.envoy.force(&name);
+        }
         slot.take(offer, self.generations, now, self.settings.hold);
         {
             let mut memory = self.memory.lock();
@@ -469,7 +472,11 @@ impl Machine {
             if let Some(slot) = self.slots.get_mut(name) {
                 slot.accepted(*hash);
                 let good = slot.last_good_for(*hash);
-                self.memory.lock().accepted(name, *hash, slot.has_fallback(), good);
+                let mut memory = self.memory.lock();
+                memory.accepted(name, slot.has_fallback(), good);
+                if !slot.accepted_unread() {
+                    memory.judged(name, *hash);
+                }
             }
         }
     }
@@ -484,10 +491,25 @@ impl Machine {
             }
             return;
         }
+        if !reason.contains(MISSING) {
+            self.missed = 0;
+        }
         let names: Vec<_> = sent.changed.iter().map(|(name, _)| name.clone()).collect();
+        // In Delta Envoy takes no TTL out of a response that it rejects.
+        if self.envoy.variant() == Variant::Delta && !names.is_empty() {
+            for (name, _) in sent.carried.iter().filter(|(name, _)| !names.contains(name)) {
+                self.envoy.force(name);
+            }
+        }
         // Envoy's text names no resource: one that came alone is the culprit, several are suspects
         // and are tried one by one.
-        let alone = sent.changed.len() == 1;
+        // What went along unchanged may be the culprit where Envoy has subscribed to it anew meanwhile.
+        let began_anew = |name: &String, hash: &Hash| {
+            let held = self.slots.get(name).and_then(Slot::held);
+            self.envoy.wants(name) && !names.contains(name) && held.is_none_or(|held| held.hash != *hash)
+        };
+        let alone =
+            sent.changed.len() == 1 && !sent.carried.iter().any(|(name, hash)| began_anew(name, hash));
         for (name, hash) in &sent.changed {
             // Also where it was unsubscribed from and is wanted again: Envoy remembers.
             if self.envoy.wants(name) {

@@ -63,7 +63,7 @@ impl Wrapper {
     }
 
     /// How long Envoy may keep the resource, where it has a TTL.
-    fn ttl(&self) -> Option<Duration> {
+    pub fn ttl(&self) -> Option<Duration> {
         let fields = Fields::of("Resource", self.rest()).filter_map(Result::ok);
         let ttl = fields.filter_map(|field| match field.value {
             Value::Len(bytes) if field.number == RESOURCE_TTL => Some(bytes),
@@ -79,17 +79,32 @@ impl Wrapper {
             wire::put_varint(message, 1, ttl.as_secs());
             wire::put_varint(message, 2, ttl.subsec_nanos().into());
         });
+        self.rest_with(&field)
+    }
+
+    fn rest_with(&self, ttl: &[u8]) -> Vec<u8> {
         // What cannot be read was refused when it came.
-        wire::replace_fields(self.rest(), &[RESOURCE_TTL], &field).unwrap_or_else(|_| self.rest().to_vec())
+        wire::replace_fields(self.rest(), &[RESOURCE_TTL], ttl).unwrap_or_else(|_| self.rest().to_vec())
+    }
+
+    /// The same without a TTL.
+    fn without_ttl(&self) -> Self {
+        match self {
+            Wrapper::Wrapped(_) if self.ttl().is_some() => Wrapper::Wrapped(self.rest_with(&[]).into()),
+            Wrapper::Delta(_) if self.ttl().is_some() => Wrapper::Delta(self.rest_with(&[]).into()),
+            _ => self.clone(),
+        }
     }
 }
 
 /// A form of the resource that can be sent to Envoy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Candidate {
+    /// Of the body alone: what it comes wrapped in is nothing to Envoy's memory of what it rejected.
     pub hash: Hash,
     /// TypedExtensionConfig.
     pub body: Bytes,
+    /// Without a TTL, which is for the newest offer to say whatever goes out under its name.
     pub wrapper: Wrapper,
     pub fallback: bool,
     /// 0 for what an earlier stream left.
@@ -99,8 +114,9 @@ pub struct Candidate {
 }
 
 impl Candidate {
-    fn new(body: Bytes, wrapper: Wrapper, fallback: bool, generation: u64) -> Self {
-        Self { hash: hash(&[&body, wrapper.rest()]), body, wrapper, fallback, generation, made: None }
+    fn new(body: Bytes, wrapper: &Wrapper, fallback: bool, generation: u64) -> Self {
+        let wrapper = wrapper.without_ttl();
+        Self { hash: hash(&[&body]), body, wrapper, fallback, generation, made: None }
     }
 
     fn with(mut self, made: &Made) -> Self {
@@ -184,9 +200,9 @@ pub struct Slot {
     pub follow: Option<Follow>,
     /// Envoy said on connecting that it holds this resource, or may hold it, so it gets no fallback.
     pub envoy_holds: bool,
-    /// What an earlier stream sent and Envoy did not judge there: if it rejected it, it would take the
-    /// same bytes now without a look.
-    unjudged_before: Option<Hash>,
+    /// What other streams sent and Envoy did not judge there: if it rejected it, it would take the same
+    /// bytes now without a look.
+    unjudged_before: Vec<Hash>,
     /// When Envoy drops the resource, unless its TTL is extended.
     expires_at: Option<Instant>,
     /// What worked on an earlier stream.
@@ -231,11 +247,14 @@ impl Slot {
         }
     }
 
-    /// The control plane said how long Envoy may keep the resource, perhaps once more.
-    pub fn extend_ttl(&mut self, offer: &Offer, now: Instant) {
+    /// The control plane said how long Envoy may keep the resource, perhaps once more; whether Envoy has
+    /// to hear of that.
+    pub fn extend_ttl(&mut self, offer: &Offer, now: Instant) -> bool {
+        let had_one = self.expires_at.is_some();
         let kept = self.offer.as_ref().and_then(|known| known.wrapper.ttl());
         let ttl = offer.wrapper.ttl().or(kept.filter(|_| offer.is_heartbeat()));
         self.expires_at = ttl.and_then(|ttl| now.checked_add(ttl));
+        had_one || ttl.is_some()
     }
 
     /// How long Envoy may still keep the resource, where that is limited.
@@ -273,9 +292,8 @@ impl Slot {
     /// Takes over what the node's earlier streams left. To be called when the first offer has been taken.
     pub fn recall(&mut self, remembered: &Remembered, now: Instant, hold: Duration) {
         let Some(offer) = &self.offer else { return };
-        let candidate = |good: &LastGood| {
-            Candidate::new(good.body.clone(), offer.wrapper.clone(), false, 0).with(&good.made)
-        };
+        let candidate =
+            |good: &LastGood| Candidate::new(good.body.clone(), &offer.wrapper, false, 0).with(&good.made);
         self.last_good = remembered.last_good.as_ref().map(candidate);
         self.fallback_rejected |= remembered.fallback_rejected;
         let wanted = remembered.wanted.as_ref().filter(|wanted| wanted.source == offer.source);
@@ -284,11 +302,11 @@ impl Slot {
             self.fall_back_at = Some((failing.since + hold).max(now));
             self.failing = Some(failing);
         }
-        self.unjudged_before = remembered.unjudged.map(|(hash, _)| hash);
+        self.unjudged_before = remembered.unjudged.iter().map(|(hash, _)| *hash).collect();
         // With another credential the same module has another name; what works keeps the one it has.
-        let known = self.last_good.as_ref().filter(|good| Some(good.hash) != self.unjudged_before);
+        let known = self.last_good.as_ref().filter(|good| !self.unjudged_before.contains(&good.hash));
         self.made = known.and_then(|good| good.made.clone());
-        self.attempted = self.unjudged_before;
+        self.attempted = self.unjudged_before.last().copied();
         // What Envoy holds may be newer.
         if self.envoy_holds {
             self.learn_rejections(remembered);
@@ -340,8 +358,8 @@ impl Slot {
             (Plan::Stripped(body), _) | (Plan::Untouched, Some(body)) => body.clone(),
             _ => return false,
         };
-        let candidate = Candidate::new(body, offer.wrapper.clone(), false, self.generation);
-        if self.unjudged_before == Some(candidate.hash) && self.doubt(&candidate).is_none() {
+        let candidate = Candidate::new(body, &offer.wrapper, false, self.generation);
+        if self.unjudged_before.contains(&candidate.hash) && self.doubt(&candidate).is_none() {
             self.doubts.push((candidate.hash, Doubt::Suspect));
         }
         self.candidate = Some(candidate);
@@ -365,13 +383,13 @@ impl Slot {
                 permanent: true,
                 retry_after: None,
             })?;
-            Ok(Candidate::new(body, wrapper.clone(), false, self.generation).with(made))
+            Ok(Candidate::new(body, wrapper, false, self.generation).with(made))
         };
         let mut candidate = candidate_of(&made)?;
         // Envoy ignores what it has rejected; under another name of the same file it looks again. Only
         // where something has changed, if not in what Envoy gets to see.
         for detour in 1..=detours {
-            if self.is_news_of_old(&candidate) || self.unjudged_before == Some(candidate.hash) {
+            if self.is_news_of_old(&candidate) || self.unjudged_before.contains(&candidate.hash) {
                 made.path = detoured(&path, detour);
                 candidate = candidate_of(&made)?;
             }
@@ -469,8 +487,7 @@ impl Slot {
 
     fn fallback(&self) -> Option<Candidate> {
         let Some(Offer { plan: Plan::Remote(remote), wrapper, .. }) = &self.offer else { return None };
-        self.allows_fallback()
-            .then(|| Candidate::new(remote.fallback(), wrapper.clone(), true, self.generation))
+        self.allows_fallback().then(|| Candidate::new(remote.fallback(), wrapper, true, self.generation))
     }
 
     /// Whether the failure policy's filter may stand in.
@@ -516,10 +533,18 @@ impl Slot {
 
     /// What Envoy is to have and has not.
     pub fn news(&self) -> Option<Candidate> {
-        if self.doubts.is_empty() && self.candidate.as_ref().map(|candidate| candidate.hash) == self.sent() {
+        if self.doubts.is_empty()
+            && self.candidate.as_ref().is_none_or(|candidate| self.has_gone_out(candidate))
+        {
             return None;
         }
-        self.presentable().filter(|candidate| self.sent() != Some(candidate.hash))
+        self.presentable().filter(|candidate| !self.has_gone_out(candidate))
+    }
+
+    /// Whether the last response to Envoy carried this, and in this wrapper.
+    fn has_gone_out(&self, candidate: &Candidate) -> bool {
+        let same = |sent: &Candidate| (sent.hash, &sent.wrapper) == (candidate.hash, &candidate.wrapper);
+        self.sent.as_ref().is_some_and(same)
     }
 
     /// A suspect that Envoy ought to have, or that could stand in for it. The stand-in first: only
@@ -578,13 +603,19 @@ impl Slot {
         let Some(sent) = self.sent.as_ref().filter(|sent| sent.hash == hash) else { return };
         let better = !sent.fallback || self.accepted.as_ref().is_none_or(|accepted| accepted.fallback);
         let unread = self.attempted == Some(hash);
-        if better && (!unread || self.doubt(sent).is_some()) {
+        let known = self.accepted.as_ref().is_some_and(|accepted| accepted.hash == hash);
+        if better && !(unread && known && self.doubt(sent).is_none()) {
             self.accepted = Some(sent.clone());
             self.accepted_unread = unread;
         }
         self.judged = true;
         self.attempted = Some(hash);
         self.doubts.retain(|(doubted, _)| *doubted != hash);
+    }
+
+    /// Whether that may have been without a look.
+    pub fn accepted_unread(&self) -> bool {
+        self.accepted_unread && self.accepted.as_ref().map(|accepted| accepted.hash) == self.sent()
     }
 
     /// A first fetch is under way, and nothing is known against it.

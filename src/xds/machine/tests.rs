@@ -78,6 +78,11 @@ fn offer(variant: Variant, body: &Bytes) -> Offer {
 
 /// The extension configs in a response, by name.
 fn configs(variant: Variant, response: &EnvoyResponse) -> BTreeMap<String, Bytes> {
+    configs_in_order(variant, response).into_iter().collect()
+}
+
+/// The extension configs in a response, as they come.
+fn configs_in_order(variant: Variant, response: &EnvoyResponse) -> Vec<(String, Bytes)> {
     let decode = |bytes: &Bytes| {
         let any = match variant {
             Variant::StateOfTheWorld => Any::decode(bytes).unwrap(),

@@ -33,7 +33,7 @@ impl Home {
 }
 
 fn accept(member: &Member, name: &str, good: &LastGood) {
-    member.memory.lock().accepted(name, hash(&[&good.body]), false, Some(good.clone()));
+    member.memory.lock().accepted(name, false, Some(good.clone()));
     member.save();
 }
 

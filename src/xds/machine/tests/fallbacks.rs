@@ -5,8 +5,19 @@ use super::*;
 
 /// A listener whose HTTP filter waits for `name`, in a response of LDS.
 pub(super) fn listener(variant: Variant, name: &str, types: &[&str], default: bool) -> Vec<u8> {
+    listener_named(variant, "l", name, types, default)
+}
+
+/// The same of a listener with this name. Such responses one after the other are one with all of them.
+pub(super) fn listener_named(
+    variant: Variant,
+    of: &str,
+    name: &str,
+    types: &[&str],
+    default: bool,
+) -> Vec<u8> {
     let mut listener = Vec::new();
-    wire::put_string(&mut listener, 1, "l");
+    wire::put_string(&mut listener, 1, of);
     wire::put_message(&mut listener, 3, |chain| {
         wire::put_message(chain, 3, |filter| {
             wire::put_string(filter, 1, "hcm");
@@ -33,7 +44,7 @@ pub(super) fn listener(variant: Variant, name: &str, types: &[&str], default: bo
     let mut response = Vec::new();
     match variant {
         Variant::StateOfTheWorld => wire::put_message(&mut response, 2, |out| any.encode_onto(out)),
-        Variant::Delta => wire::put_len(&mut response, 2, &messages::encode_resource("l", "1", &any)),
+        Variant::Delta => wire::put_len(&mut response, 2, &messages::encode_resource(of, "1", &any)),
     }
     response
 }

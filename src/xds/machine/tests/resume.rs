@@ -63,6 +63,20 @@ fn what_came_without_its_neighbours_is_not_condemned_for_it() {
 }
 
 #[test]
+fn what_envoy_misses_since_it_was_taken_away_as_rejected_condemns_nothing_either() {
+    let mut bench = comes_back(&["a", "b"]);
+    bench.control(&[plain("a", "bad")], &[]);
+    bench.nack(MISSING);
+    bench.nack("bad");
+    bench.control(&[plain("b", "bad")], &[]);
+    bench.nack(MISSING);
+    bench.nack("bad");
+    bench.control(&[plain("a", "good")], &[]);
+    bench.nack(MISSING);
+    assert!(holds(&bench.last()["a"], "good") && bench.machine.awaits_envoy());
+}
+
+#[test]
 fn an_envoy_that_misses_something_for_ever_is_not_asked_for_ever() {
     let mut bench = comes_back(&["a", "b"]);
     bench.control(&[plain("a", "good")], &[]);

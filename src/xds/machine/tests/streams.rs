@@ -256,3 +256,88 @@ fn what_is_wanted_is_for_others_to_see_to_once_the_stream_has_ended() {
         assert_eq!(unattended(), [""; 0], "it is there");
     }
 }
+
+#[test]
+fn what_each_of_two_envoys_was_sent_and_did_not_judge_is_offered_in_other_bytes() {
+    for variant in BOTH {
+        let memory = Memory::default();
+        let offer = [filter("a", "oci://r.io/a:1", false)];
+        let mut bench = Bench::remembering(variant, &memory);
+        bench.control(&offer, &[]);
+        bench.arrives(0, "/store/1.wasm");
+        assert!(holds(&bench.last()["a"], "/store/1.wasm"));
+        // A second Envoy of the node, as in a hot restart.
+        let mut other = Bench::remembering(variant, &memory);
+        other.control(&offer, &[]);
+        other.arrives(0, "/store/1.wasm");
+        assert!(holds(&other.last()["a"], "/store/./1.wasm"));
+        // What the first one said of its own is lost.
+        bench.next_stream(&memory, &["a"], &[]);
+        bench.control(&offer, &[]);
+        bench.arrives(1, "/store/1.wasm");
+        assert!(holds(&bench.last()["a"], "/store/././1.wasm"));
+    }
+}
+
+#[test]
+fn a_rejection_says_nothing_of_a_config_whose_neighbour_was_subscribed_to_anew_meanwhile() {
+    let mut bench = Bench::new(Variant::StateOfTheWorld, &["a", "b"]);
+    bench.control(&[plain("a", "1"), plain("b", "1")], &[]);
+    bench.ack();
+    bench.control(&[plain("a", "2")], &[]);
+    // That is on its way, with `b` as it was, to an Envoy that has dropped `b` and wants it again.
+    bench.subscribe(&[], &["b"]);
+    bench.subscribe(&["b"], &[]);
+    bench.nack("b is not what it was");
+    assert!(holds(&bench.last()["a"], "1"));
+    bench.ack();
+    assert!(holds(&bench.last()["a"], "2"), "it is tried again");
+}
+
+#[test]
+fn what_was_perhaps_accepted_unread_is_not_taken_for_good_on_the_next_stream() {
+    let memory = Memory::default();
+    let mut bench = Bench::remembering(Variant::Delta, &memory);
+    bench.subscribe(&["b"], &[]);
+    bench.control(&[plain("a", "bad"), plain("b", "good")], &[]);
+    bench.nack("one of them");
+    // Each goes alone, and Envoy takes no second look at what it rejected.
+    bench.ack();
+    bench.ack();
+    bench.next_stream(&memory, &["a", "b"], &[]);
+    bench.control(&[plain("a", "bad")], &[]);
+    bench.ack();
+    bench.control(&[filter("a", "oci://r.io/a:1", false)], &[]);
+    bench.arrives(0, "/store/1.wasm");
+    bench.nack("on_configure failed");
+    assert!(holds(&bench.last()["a"], "bad"));
+    bench.nack("now it has looked");
+    assert!(is_fallback(&bench.last()["a"]));
+}
+
+#[test]
+fn what_a_second_envoy_accepts_stands_in_though_the_first_has_not_judged_it() {
+    for variant in BOTH {
+        let memory = Memory::default();
+        let offer = [filter("a", "oci://r.io/a:1", false)];
+        let mut bench = Bench::remembering(variant, &memory);
+        bench.control(&offer, &[]);
+        bench.fails(0);
+        bench.passes(Duration::from_secs(6));
+        assert!(is_fallback(&bench.last()["a"]));
+        let mut other = Bench::remembering(variant, &memory);
+        other.control(&offer, &[]);
+        if other.fetches.is_empty() {
+            other.passes(Duration::from_secs(6));
+        }
+        if other.responses.is_empty() {
+            other.fails(0);
+            other.passes(Duration::from_secs(6));
+        }
+        assert!(is_fallback(&other.last()["a"]));
+        other.ack();
+        other.control(&[plain("a", "bad")], &[]);
+        other.nack("bad");
+        assert!(is_fallback(&other.last()["a"]) && other.machine.awaits_envoy());
+    }
+}
