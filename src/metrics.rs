@@ -42,6 +42,8 @@ pub struct Metrics {
     pub fetches: Family<ResultLabel, Counter>,
     /// Looks at tags, each for all who follow it: `unchanged`, `moved` or the error's label.
     pub tag_refreshes: Family<ResultLabel, Counter>,
+    /// Waits for another process's download: `shared`, `taken_over` or `timeout`.
+    pub fetch_waits: Family<ResultLabel, Counter>,
     pub fetch_seconds: Histogram,
     /// Module bytes that were fetched.
     pub fetched_bytes: Counter,
@@ -69,6 +71,7 @@ impl Metrics {
             lookups: Family::default(),
             fetches: Family::default(),
             tag_refreshes: Family::default(),
+            fetch_waits: Family::default(),
             fetch_seconds: Histogram::new(exponential_buckets(0.005, 2.0, 15)),
             fetched_bytes: Counter::default(),
             store_modules: Gauge::default(),
@@ -94,6 +97,7 @@ impl Metrics {
             "Looks at tags, to see whether they moved",
             m.tag_refreshes.clone(),
         );
+        registry.register("fetch_waits", "Waits for a download of another process", m.fetch_waits.clone());
         registry.register_with_unit(
             "fetch_duration",
             "From the first request to the module in the store",

@@ -38,6 +38,28 @@ impl Inner {
         Ok(None)
     }
 
+    /// What another process has brought, for one who looked before and found `before` under the source's
+    /// name. Asked for under the same version as this request, it is what this would bring, also for who
+    /// wants to be sure: nothing but a fetch writes a record, and this one is not the one from before. (One of the same
+    /// second that says the same costs a fetch.)
+    pub(super) fn brought_since(
+        &self,
+        asked: &Asked,
+        before: Option<&Record>,
+    ) -> Result<Option<Module>, ResolveError> {
+        if let Some(module) = self.look_up(asked)? {
+            return Ok(Some(module));
+        }
+        match self.record(asked, &source_key(&asked.request))? {
+            Some(record)
+                if before != Some(&record) && record.resource_version == asked.request.resource_version =>
+            {
+                self.module(asked, &record)
+            }
+            _ => Ok(None),
+        }
+    }
+
     pub(super) fn record(&self, asked: &Asked, key: &str) -> Result<Option<Record>, ResolveError> {
         self.store.lookup(&asked.audience, key).map_err(|source| asked.store_error(source))
     }

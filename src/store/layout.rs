@@ -33,6 +33,11 @@ impl Way {
         Self::content().to("ingest", OWNER_ONLY)
     }
 
+    /// What is being brought, and by whom.
+    pub(super) fn flights() -> Self {
+        Self::content().to("flights", OWNER_ONLY)
+    }
+
     /// All payloads.
     pub(super) fn blobs() -> Self {
         Self::content().to("blobs", OWNER_ONLY)

@@ -9,6 +9,7 @@
 //!       blobs/HH/HEX        0444 each payload once; HEX its SHA-256, HH the first two digits
 //!       index/HH/HEX.json   0600 one record; HEX a keyed hash of who asks and for what
 //!       ingest/PID-RANDOM        what is being written, locked by its writer
+//!       flights/HEX         0600 what is being brought, locked by who does; HEX a keyed hash
 //!       notes/HEX.json      0600 what the agent wrote down for its next start
 //!       key                 0600 32 random bytes
 //!     public/HH/HEX.wasm    0444 view for everybody: a hard link into blobs
@@ -22,9 +23,10 @@
 //! the view, and the folders are synced. A name outside of `ingest` thus never stands for less than
 //! the whole module. Any number of processes and threads of one user may do this at once: names
 //! appear in one step, the loser of a race uses the winner's file, and the only locks are those on
-//! files in `ingest` (`temporary.rs`). A folder that somebody removes from under a running process
+//! files in `ingest` (`temporary.rs`) and in `flights` (`claim.rs`). A folder that somebody removes from under a running process
 //! is made again.
 
+mod claim;
 mod content;
 mod error;
 mod file;
@@ -46,6 +48,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
+pub use self::claim::Claim;
 pub use self::error::{Operation, StoreError};
 pub use self::follow::Following;
 pub use self::ingest::{Finished, Ingest};
@@ -142,7 +145,10 @@ impl Store {
         }
         sync_together(&[&root, &content.parent, &content.folder])?;
 
-        let swept = temporary::sweep(&ingest)?;
+        let mut swept = temporary::sweep(&ingest)?;
+        if let Some(flights) = Way::flights().walk(&root)? {
+            swept += temporary::sweep(&flights)?;
+        }
         let key = Key::load(&content.folder, &ingest)?;
         let mut entries = 0;
         for name in blobs.names()? {
@@ -176,6 +182,16 @@ impl Store {
 
     fn key(&self) -> &Key {
         &self.0.key
+    }
+}
+
+impl Audience {
+    /// What stands for it in a keyed hash.
+    fn name(&self) -> String {
+        match self {
+            Audience::Public => "public".to_owned(),
+            Audience::Private(tag) => format!("private:{}", tag.hex()),
+        }
     }
 }
 

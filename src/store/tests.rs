@@ -1,6 +1,7 @@
 //! Tests of the store, a file a behaviour, and what they share.
 
 mod broken;
+mod claims;
 mod durable;
 pub(super) mod faults;
 mod index;

@@ -163,6 +163,7 @@ fn the_table_of_metrics_has_every_metric() {
         lookups,
         fetches,
         tag_refreshes,
+        fetch_waits,
         fetch_seconds: _,
         fetched_bytes: _,
         store_modules: _,
@@ -171,7 +172,7 @@ fn the_table_of_metrics_has_every_metric() {
         plugin_problems: _,
         bytes_in_flight: _,
     } = metrics;
-    for family in [stream_ends, resources, lookups, fetches, tag_refreshes, reloads] {
+    for family in [stream_ends, resources, lookups, fetches, tag_refreshes, fetch_waits, reloads] {
         family.get_or_create(&result("any")).inc();
     }
     messages.get_or_create(&MessageLabels { from: "envoy", intercepted: "true" }).inc();
