@@ -33,6 +33,7 @@ mod relay;
 mod restart;
 mod same_node;
 mod secrets;
+mod shared_store;
 mod standalone;
 mod store;
 mod structure;
