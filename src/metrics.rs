@@ -44,6 +44,10 @@ pub struct Metrics {
     pub tag_refreshes: Family<ResultLabel, Counter>,
     /// Waits for another process's download: `shared`, `taken_over` or `timeout`.
     pub fetch_waits: Family<ResultLabel, Counter>,
+    /// Downloads that went on where they or an earlier one broke off: `connection`, `leftover`.
+    pub fetch_resumes: Family<ResultLabel, Counter>,
+    /// Bytes that did not have to come again for it.
+    pub fetch_saved_bytes: Counter,
     pub fetch_seconds: Histogram,
     /// Module bytes that were fetched.
     pub fetched_bytes: Counter,
@@ -72,6 +76,8 @@ impl Metrics {
             fetches: Family::default(),
             tag_refreshes: Family::default(),
             fetch_waits: Family::default(),
+            fetch_resumes: Family::default(),
+            fetch_saved_bytes: Counter::default(),
             fetch_seconds: Histogram::new(exponential_buckets(0.005, 2.0, 15)),
             fetched_bytes: Counter::default(),
             store_modules: Gauge::default(),
@@ -98,6 +104,17 @@ impl Metrics {
             m.tag_refreshes.clone(),
         );
         registry.register("fetch_waits", "Waits for a download of another process", m.fetch_waits.clone());
+        registry.register(
+            "fetch_resumes",
+            "Downloads that went on where one had broken off",
+            m.fetch_resumes.clone(),
+        );
+        registry.register_with_unit(
+            "fetch_saved",
+            "Bytes that did not have to come again",
+            Unit::Bytes,
+            m.fetch_saved_bytes.clone(),
+        );
         registry.register_with_unit(
             "fetch_duration",
             "From the first request to the module in the store",

@@ -11,7 +11,7 @@ use super::{
     source_key,
 };
 use crate::fetch::Located;
-use crate::module::ModuleUrl;
+use crate::module::{Module, ModuleUrl};
 
 impl Inner {
     /// Asks the source, and downloads what the store does not have.
@@ -173,6 +173,8 @@ impl Inner {
         place.ok_or_else(|| ResolveError::Shutdown { url: asked.request.url.to_string() })
     }
 
+    /// Downloads and checks. Where it went on with what an earlier pull left, and that was not the
+    /// beginning of what was promised, it is downloaded once more from its start.
     async fn download(
         self: &Arc<Self>,
         asked: &Arc<Asked>,
@@ -181,18 +183,48 @@ impl Inner {
         progress: &Arc<Progress>,
         _place: Place,
     ) -> Outcome {
-        let request = &asked.request;
-        let expected = manifest_is_expected(request, &located);
+        let again = located.raw_layer().map(|_| located.again());
+        let (outcome, from) = self.download_once(asked, located, deadline, progress).await;
+        match (outcome, again) {
+            (Err(error), Some(again)) if from > 0 && error.is_of_other_bytes() => {
+                tracing::warn!(url = %asked.request.url, "what an earlier pull left was damaged: {error}");
+                self.download_once(asked, again, deadline, progress).await.0.map_err(Arc::new)
+            }
+            (outcome, _) => outcome.map_err(Arc::new),
+        }
+    }
+
+    /// Says how many bytes an earlier pull had left, too.
+    async fn download_once(
+        self: &Arc<Self>,
+        asked: &Arc<Asked>,
+        located: Located,
+        deadline: Instant,
+        progress: &Arc<Progress>,
+    ) -> (Result<Module, ResolveError>, u64) {
+        let (expected, layer) = (manifest_is_expected(&asked.request, &located), located.raw_layer());
         progress.total.store(located.size().unwrap_or(0), Ordering::Relaxed);
-        let body = asked.config.fetcher.open(located, deadline).await;
-        let body = body.map_err(|source| asked.fetch_error(source))?;
+        let begin = move |inner: &Inner, asked: &Asked| inner.begin(asked, layer);
+        let ingest = match self.blocking(asked, begin).await {
+            Ok(ingest) => ingest,
+            Err(error) => return (Err(error), 0),
+        };
+        let from = ingest.size();
+        progress.done.store(from, Ordering::Relaxed);
+        let body = match asked.config.fetcher.open_from(located, from, deadline).await {
+            Ok(body) => body,
+            Err(source) => return (Err(asked.fetch_error(source)), from),
+        };
         // Whoever reads blocks, and does not end with this future; what they read does.
         let _ends_with_this = body.interrupt_on_drop();
         let progress = progress.clone();
-        let module =
-            self.blocking(asked, move |inner, asked| inner.take_in(asked, body, expected, &progress)).await?;
-        self.metrics.fetched_bytes.inc_by(module.size);
-        Ok(module)
+        let take_in =
+            move |inner: &Inner, asked: &Asked| inner.take_in(asked, body, ingest, expected, &progress);
+        let outcome = self.blocking(asked, take_in).await;
+        if let Ok(module) = &outcome {
+            self.metrics.fetched_bytes.inc_by(module.size.saturating_sub(from));
+        }
+        (outcome, from)
     }
 
     /// Writes down where the manifest of a download led to. It only saves later downloads, among them

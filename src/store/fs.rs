@@ -10,6 +10,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{
     AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat, StatVfsMountFlags, fchmod, fstat, fstatvfs, fsync,
@@ -51,6 +52,16 @@ pub(super) enum Found {
     Sound(u64),
     /// A file of ours that somebody may have written to.
     Unsound,
+}
+
+/// What is known of a file without opening it.
+#[derive(Debug)]
+pub(super) struct Seen {
+    /// Bytes.
+    pub(super) size: u64,
+    pub(super) mode: u32,
+    pub(super) has_other_names: bool,
+    pub(super) modified: SystemTime,
 }
 
 /// Opens the folder that an operator named, after making it and its parents where they are missing.
@@ -244,17 +255,47 @@ impl Folder {
         Ok(Some(file))
     }
 
-    /// Looks at a name without opening it. Anything but a regular file of ours is an error.
-    pub(super) fn find(&self, name: &str) -> Result<Found, StoreError> {
+    /// Opens a file of ours for reading, and for writing at its end.
+    pub(super) fn open_to_append(&self, name: &str) -> Result<File, StoreError> {
+        let path = self.path.join(name);
+        let flags = FILE | OFlags::RDWR | OFlags::APPEND;
+        let open = || openat(&self.fd, name, flags, Mode::empty());
+        let fd = self.observer.run(Operation::Open, &path, open)?;
+        let file = File::new(fd, path, self.observer.clone());
+        let stat = file.stat()?;
+        regular(&stat, file.path())?;
+        owned(&stat, file.path())?;
+        Ok(file)
+    }
+
+    /// What lies at a name; none where there is nothing. Anything but a regular file of ours is an error.
+    pub(super) fn inspect(&self, name: &str) -> Result<Option<Seen>, StoreError> {
+        let Some(stat) = self.stat(name)? else { return Ok(None) };
+        let modified = Duration::from_secs(u64::try_from(stat.st_mtime).unwrap_or(0));
+        Ok(Some(Seen {
+            size: u64::try_from(stat.st_size).unwrap_or(0),
+            mode: stat.st_mode & 0o7777,
+            has_other_names: stat.st_nlink != 1,
+            modified: UNIX_EPOCH.checked_add(modified).unwrap_or(UNIX_EPOCH),
+        }))
+    }
+
+    fn stat(&self, name: &str) -> Result<Option<Stat>, StoreError> {
         let path = self.path.join(name);
         let inspect = || statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW);
         let stat = match self.observer.raw(Operation::Inspect, &path, inspect) {
             Ok(stat) => stat,
-            Err(Errno::NOENT) => return Ok(Found::Nothing),
+            Err(Errno::NOENT) => return Ok(None),
             Err(errno) => return Err(StoreError::new(Operation::Inspect, &path, errno)),
         };
         regular(&stat, &path)?;
         owned(&stat, &path)?;
+        Ok(Some(stat))
+    }
+
+    /// Looks at a name without opening it. Anything but a regular file of ours is an error.
+    pub(super) fn find(&self, name: &str) -> Result<Found, StoreError> {
+        let Some(stat) = self.stat(name)? else { return Ok(Found::Nothing) };
         Ok(match u64::try_from(stat.st_size) {
             Ok(size) if stat.st_mode & 0o7777 == READ_ONLY => Found::Sound(size),
             _ => Found::Unsound,

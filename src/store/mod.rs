@@ -9,6 +9,7 @@
 //!       blobs/HH/HEX        0444 each payload once; HEX its SHA-256, HH the first two digits
 //!       index/HH/HEX.json   0600 one record; HEX a keyed hash of who asks and for what
 //!       ingest/PID-RANDOM        what is being written, locked by its writer
+//!       ingest/part-HEX     0600 the same where it can be continued; stays for the next pull
 //!       flights/HEX         0600 what is being brought, locked by who does; HEX a keyed hash
 //!       notes/HEX.json      0600 what the agent wrote down for its next start
 //!       key                 0600 32 random bytes
@@ -38,6 +39,7 @@ mod key;
 mod layout;
 mod notes;
 mod observer;
+mod partial;
 mod temporary;
 #[cfg(test)]
 mod tests;
@@ -78,6 +80,7 @@ struct Inner {
     key: Key,
     entries: AtomicU64,
     dropped_records: AtomicU64,
+    clock: Clock,
 }
 
 /// Stands for a credential: a keyed hash, which only this store makes and which leads back to nothing.
@@ -145,7 +148,7 @@ impl Store {
         }
         sync_together(&[&root, &content.parent, &content.folder])?;
 
-        let mut swept = temporary::sweep(&ingest)?;
+        let mut swept = temporary::sweep(&ingest)? + partial::sweep(&ingest, clock.wall())?;
         if let Some(flights) = Way::flights().walk(&root)? {
             swept += temporary::sweep(&flights)?;
         }
@@ -158,7 +161,7 @@ impl Store {
         let took = clock.now().saturating_duration_since(started);
         tracing::debug!(directory = %root.path().display(), entries, swept, ?took, "opened the store");
         let (entries, dropped_records) = (AtomicU64::new(entries), AtomicU64::new(0));
-        Ok(Self(Arc::new(Inner { root, key, entries, dropped_records })))
+        Ok(Self(Arc::new(Inner { root, key, entries, dropped_records, clock })))
     }
 
     /// What stands for a credential in this store.

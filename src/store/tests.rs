@@ -10,6 +10,7 @@ mod links;
 mod notes;
 mod open;
 mod others;
+mod partial;
 
 use std::collections::BTreeMap;
 use std::fs;
