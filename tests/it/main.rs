@@ -31,6 +31,7 @@ mod prefetch;
 mod push;
 mod relay;
 mod restart;
+mod resume;
 mod same_node;
 mod secrets;
 mod shared_store;

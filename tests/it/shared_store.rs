@@ -15,13 +15,12 @@ use wasmferry::resolve::{ResolveConfig, Resolver};
 use wasmferry::store::{Store, StoreConfig};
 use wasmferry::wasm::{Budgets, Limits};
 
-use crate::support::agent::binary;
 use crate::support::bad_server::{BadServer, Fault, Reply};
 use crate::support::control_plane::Protocol;
 use crate::support::control_plane::doubles::Kind;
 use crate::support::fixtures::{module, padded};
 use crate::support::process::{Process, Program};
-use crate::support::pulls::{cache, digests, payloads, prefetch};
+use crate::support::pulls::{begin_prefetch, cache, digests, payloads, prefetch};
 use crate::support::registry::{Access, Layout, Registry};
 use crate::support::scene::Scene;
 use crate::support::world::{User, World};
@@ -111,21 +110,6 @@ async fn eight_processes_of_64_callers_each_download_100_modules_once() {
     assert_eq!((blobs.len(), blobs.values().sum::<usize>()), (MODULES, MODULES), "{blobs:?}");
     assert_eq!(payloads(&cache), digests(modules.iter().map(Vec::as_slice)));
     eprintln!("{PROCESSES} processes of {CALLERS} callers, {MODULES} modules: {took:?}");
-}
-
-/// `wasmferry prefetch` of this URL, begun.
-fn begin_prefetch(world: &World, name: &str, url: &str) -> Process {
-    let cache = cache(world);
-    let args = ["prefetch", "--output", "json", "--cache-dir", cache.to_str().unwrap(), url];
-    let home = world.folder("home", User::Agent, 0o700).display().to_string();
-    let program = Program {
-        name: name.into(),
-        path: binary(),
-        user: User::Agent,
-        args: args.map(Into::into).into(),
-        env: vec![("HOME".into(), home), ("RUST_LOG".into(), "wasmferry=debug".into())],
-    };
-    program.start(world)
 }
 
 /// A server whose first answer with the bytes of `filter` stalls in the middle, for an image and for a
