@@ -7,14 +7,14 @@
 //! what it is good for, is not known here.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{
-    AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat, StatVfsMountFlags, fchmod, fstat, fstatvfs, fsync,
-    linkat, mkdirat, openat, renameat, statat, unlinkat,
+    AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat, StatVfsMountFlags, chmodat, fchmod, fstat, fstatvfs,
+    fsync, linkat, mkdirat, openat, renameat, statat, unlinkat,
 };
 use rustix::io::Errno;
 
@@ -100,7 +100,8 @@ fn make_with_parents(path: &Path, observer: &Observer) -> Result<(), StoreError>
         Err(Errno::EXIST) => return Ok(()),
         made => made.map_err(|errno| StoreError::new(Operation::MakeFolder, path, errno))?,
     }
-    let (folder, stat) = open_folder(CWD, path, path.to_owned(), observer)?
+    let open = || open_folder(CWD, path, path.to_owned(), observer);
+    let (folder, stat) = or_widened(CWD, path, path, PASSAGE, observer, open)?
         .ok_or_else(|| StoreError::new(Operation::OpenFolder, path, Errno::NOENT))?;
     admit(&stat, path)?;
     folder.set_mode(PASSAGE)?;
@@ -110,9 +111,41 @@ fn make_with_parents(path: &Path, observer: &Observer) -> Result<(), StoreError>
         Ok(Some((parent, _))) => parent.sync(),
         Ok(None) => Ok(()),
         // One that we may write to and not read. A crash may take the new folder: a few fetches.
-        Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+        Err(error) if is_refusal(&error) => Ok(()),
         Err(error) => Err(error),
     }
+}
+
+/// Opens a folder that was made with `mode`, where an umask has taken even its owner's rights away too.
+fn or_widened<T>(
+    below: impl AsFd,
+    name: &Path,
+    path: &Path,
+    mode: u32,
+    observer: &Observer,
+    open: impl Fn() -> Result<T, StoreError>,
+) -> Result<T, StoreError> {
+    let refused = match open() {
+        Err(error) if is_refusal(&error) => error,
+        opened => return opened,
+    };
+    // Whoever may not read it may still name it, and its owner may change its mode: by way of a handle, so
+    // that it is this folder and no other.
+    let flags = FOLDER | OFlags::PATH;
+    let handle = observer
+        .run(Operation::OpenFolder, path, || openat(&below, name, flags, Mode::empty()))
+        .map_err(|_| refused)?;
+    let stat = observer.run(Operation::Inspect, path, || fstat(&handle))?;
+    owned(&stat, path)?;
+    let itself = format!("/proc/self/fd/{}", handle.as_raw_fd());
+    let widen = || chmodat(CWD, itself.as_str(), Mode::from_raw_mode(mode), AtFlags::empty());
+    observer.run(Operation::SetMode, path, widen)?;
+    open()
+}
+
+/// Whether the mode of something of ours does not let us open it.
+pub(super) fn is_refusal(error: &StoreError) -> bool {
+    matches!(error, StoreError::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied)
 }
 
 /// `None` where nothing is at that path.
@@ -171,18 +204,22 @@ impl Folder {
 
     /// Opens a folder in this one and makes it first where it is missing.
     pub(super) fn make_folder(&self, name: &str, mode: u32) -> Result<Folder, StoreError> {
-        let (folder, found) = match self.folder_and_mode(name, mode)? {
+        let path = self.path.join(name);
+        let open = || {
+            or_widened(&self.fd, Path::new(name), &path, mode, &self.observer, || {
+                self.folder_and_mode(name, mode)
+            })
+        };
+        let (folder, found) = match open()? {
             Some(found) => found,
             None => {
-                let path = self.path.join(name);
                 let make = || mkdirat(&self.fd, name, Mode::from_raw_mode(mode));
                 match self.observer.raw(Operation::MakeFolder, &path, make) {
                     // Another process was as quick.
                     Ok(()) | Err(Errno::EXIST) => {}
                     Err(errno) => return Err(StoreError::new(Operation::MakeFolder, &path, errno)),
                 }
-                self.folder_and_mode(name, mode)?
-                    .ok_or_else(|| StoreError::new(Operation::OpenFolder, &path, Errno::NOENT))?
+                open()?.ok_or_else(|| StoreError::new(Operation::OpenFolder, &path, Errno::NOENT))?
             }
         };
         // What the umask took away, and what a set-group-id parent added.

@@ -148,9 +148,9 @@ impl Store {
         }
         sync_together(&[&root, &content.parent, &content.folder])?;
 
-        let mut swept = temporary::sweep(&ingest)? + partial::sweep(&ingest, clock.wall())?;
+        let mut swept = temporary::sweep(&ingest, clock.wall())? + partial::sweep(&ingest, clock.wall())?;
         if let Some(flights) = Way::flights().walk(&root)? {
-            swept += temporary::sweep(&flights)?;
+            swept += temporary::sweep(&flights, clock.wall())?;
         }
         let key = Key::load(&content.folder, &ingest)?;
         let mut entries = 0;

@@ -7,14 +7,16 @@
 //! the file still has its name. A sweep only ever tries a lock.
 
 use std::io;
+use std::time::{Duration, SystemTime};
 
 use super::error::{Operation, StoreError};
 use super::file::File;
-use super::fs::{Folder, SECRET};
+use super::fs::{Folder, SECRET, is_refusal};
 use super::partial::is_partial;
 
 /// How often a writer may lose its file to a sweep in the instant before it is locked.
 const TRIES: usize = 16;
+const MINUTE: Duration = Duration::from_secs(60);
 
 /// A file that goes away unless it is given another name, or kept.
 #[derive(Debug)]
@@ -121,11 +123,20 @@ impl Drop for Temporary {
 
 /// Removes what dead writers left, and says how many files that were. What can be continued has a sweep
 /// of its own.
-pub(super) fn sweep(folder: &Folder) -> Result<usize, StoreError> {
+pub(super) fn sweep(folder: &Folder, now: SystemTime) -> Result<usize, StoreError> {
     let mut swept = 0;
     for name in folder.names()?.into_iter().filter(|name| !is_partial(name)) {
-        let Some(file) = folder.open(&name)? else { continue };
-        if file.try_lock()? {
+        let dead = match folder.open(&name) {
+            Ok(None) => continue,
+            Ok(Some(file)) => file.try_lock()?,
+            // An umask has it that the file is closed to all until its writer sets its mode, at once.
+            Err(error) if is_refusal(&error) => {
+                let seen = folder.inspect(&name)?;
+                seen.is_some_and(|seen| now.duration_since(seen.modified).is_ok_and(|age| age > MINUTE))
+            }
+            Err(error) => return Err(error),
+        };
+        if dead {
             folder.remove(&name)?;
             swept += 1;
         }
