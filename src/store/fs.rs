@@ -10,11 +10,10 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{
-    AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat, StatVfsMountFlags, chmodat, fchmod, fstat, fstatvfs,
-    fsync, linkat, mkdirat, openat, renameat, statat, unlinkat,
+    AtFlags, CWD, Dir, FileType, FlockOperation, Mode, OFlags, Stat, StatVfsMountFlags, chmodat, fchmod,
+    flock, fstat, fstatvfs, fsync, linkat, mkdirat, openat, renameat, statat, unlinkat,
 };
 use rustix::io::Errno;
 
@@ -54,14 +53,16 @@ pub(super) enum Found {
     Unsound,
 }
 
-/// What is known of a file without opening it.
-#[derive(Debug)]
-pub(super) struct Seen {
+/// A regular file of ours, unopened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Inspected {
     /// Bytes.
     pub(super) size: u64,
+    /// How many names it has.
+    pub(super) names: u64,
     pub(super) mode: u32,
-    pub(super) has_other_names: bool,
-    pub(super) modified: SystemTime,
+    /// When it was last written to, in seconds since 1970.
+    pub(super) stamp: u64,
 }
 
 /// Opens the folder that an operator named, after making it and its parents where they are missing.
@@ -247,6 +248,25 @@ impl Folder {
         self.observer.run(Operation::SetMode, &self.path, set)
     }
 
+    /// Takes the folder's lock, or a share of it, unless others have what speaks against that. It is
+    /// given back when the last clone of this is dropped.
+    pub(super) fn try_lock(&self, shared: bool) -> Result<bool, StoreError> {
+        let operation = match shared {
+            true => FlockOperation::NonBlockingLockShared,
+            false => FlockOperation::NonBlockingLockExclusive,
+        };
+        match self.observer.raw(Operation::Lock, &self.path, || flock(&self.fd, operation)) {
+            Ok(()) => Ok(true),
+            Err(Errno::WOULDBLOCK) => Ok(false),
+            Err(errno) => Err(StoreError::new(Operation::Lock, &self.path, errno)),
+        }
+    }
+
+    /// Whether it has not been removed since it was opened.
+    pub(super) fn is_there(&self) -> Result<bool, StoreError> {
+        Ok(self.observer.run(Operation::Inspect, &self.path, || fstat(&self.fd))?.st_nlink > 0)
+    }
+
     /// Makes the names in this folder durable.
     pub(super) fn sync(&self) -> Result<(), StoreError> {
         self.observer.run(Operation::SyncFolder, &self.path, || fsync(&self.fd))
@@ -305,15 +325,14 @@ impl Folder {
         Ok(file)
     }
 
-    /// What lies at a name; none where there is nothing. Anything but a regular file of ours is an error.
-    pub(super) fn inspect(&self, name: &str) -> Result<Option<Seen>, StoreError> {
+    /// Looks at a file without opening it, where there is one. It must be regular and ours.
+    pub(super) fn inspect(&self, name: &str) -> Result<Option<Inspected>, StoreError> {
         let Some(stat) = self.stat(name)? else { return Ok(None) };
-        let modified = Duration::from_secs(u64::try_from(stat.st_mtime).unwrap_or(0));
-        Ok(Some(Seen {
-            size: u64::try_from(stat.st_size).unwrap_or(0),
+        Ok(Some(Inspected {
+            size: u64::try_from(stat.st_size).unwrap_or_default(),
+            names: u64::from(stat.st_nlink),
             mode: stat.st_mode & 0o7777,
-            has_other_names: stat.st_nlink != 1,
-            modified: UNIX_EPOCH.checked_add(modified).unwrap_or(UNIX_EPOCH),
+            stamp: u64::try_from(stat.st_mtime).unwrap_or_default(),
         }))
     }
 
@@ -361,6 +380,16 @@ impl Folder {
         let path = self.path.join(name);
         match self.observer.raw(Operation::Remove, &path, || unlinkat(&self.fd, name, AtFlags::empty())) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(errno) => Err(StoreError::new(Operation::Remove, &path, errno)),
+        }
+    }
+
+    /// Removes a folder in this one; `false` where there is something in it.
+    pub(super) fn remove_folder(&self, name: &str) -> Result<bool, StoreError> {
+        let path = self.path.join(name);
+        match self.observer.raw(Operation::Remove, &path, || unlinkat(&self.fd, name, AtFlags::REMOVEDIR)) {
+            Ok(()) | Err(Errno::NOENT) => Ok(true),
+            Err(Errno::NOTEMPTY | Errno::EXIST) => Ok(false),
             Err(errno) => Err(StoreError::new(Operation::Remove, &path, errno)),
         }
     }

@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! DIRECTORY/                     ours, written by nobody else
-//!   v1/                     0711 the format's version; other versions are left alone
+//!   v1/                     0711 the format's version, locked by all who use it; newer ones are left alone
 //!     content/              0700
 //!       blobs/HH/HEX        0444 each payload once; HEX its SHA-256, HH the first two digits
 //!       index/HH/HEX.json   0600 one record; HEX a keyed hash of who asks and for what
@@ -24,7 +24,8 @@
 //! the view, and the folders are synced. A name outside of `ingest` thus never stands for less than
 //! the whole module. Any number of processes and threads of one user may do this at once: names
 //! appear in one step, the loser of a race uses the winner's file, and the only locks are those on
-//! files in `ingest` (`temporary.rs`) and in `flights` (`claim.rs`). A folder that somebody removes from under a running process
+//! files in `ingest` (`temporary.rs`) and in `flights` (`claim.rs`), and one that all share on the
+//! version's folder (`versions.rs`). A folder that somebody removes from under a running process
 //! is made again.
 
 mod claim;
@@ -43,6 +44,7 @@ mod partial;
 mod temporary;
 #[cfg(test)]
 mod tests;
+mod versions;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -81,6 +83,8 @@ struct Inner {
     entries: AtomicU64,
     dropped_records: AtomicU64,
     clock: Clock,
+    /// Locked for as long as the store is open.
+    _version: Folder,
 }
 
 /// Stands for a credential: a keyed hash, which only this store makes and which leads back to nothing.
@@ -140,6 +144,8 @@ impl Store {
     fn open_observed(config: &StoreConfig, clock: Clock, observer: Observer) -> Result<Self, StoreError> {
         let started = clock.now();
         let root = fs::open_root(&config.directory, observer)?;
+        let version = versions::enter(&root)?;
+        versions::look_at_others(&root)?;
         let content = Way::content().make(&root)?;
         let blobs = Way::blobs().make(&root)?.folder;
         let ingest = Way::ingest().make(&root)?.folder;
@@ -148,9 +154,10 @@ impl Store {
         }
         sync_together(&[&root, &content.parent, &content.folder])?;
 
-        let mut swept = temporary::sweep(&ingest, clock.wall())? + partial::sweep(&ingest, clock.wall())?;
+        let now = partial::seconds(&clock);
+        let mut swept = temporary::sweep(&ingest, now)? + partial::sweep(&ingest, now)?;
         if let Some(flights) = Way::flights().walk(&root)? {
-            swept += temporary::sweep(&flights, clock.wall())?;
+            swept += temporary::sweep(&flights, now)?;
         }
         let key = Key::load(&content.folder, &ingest)?;
         let mut entries = 0;
@@ -161,7 +168,7 @@ impl Store {
         let took = clock.now().saturating_duration_since(started);
         tracing::debug!(directory = %root.path().display(), entries, swept, ?took, "opened the store");
         let (entries, dropped_records) = (AtomicU64::new(entries), AtomicU64::new(0));
-        Ok(Self(Arc::new(Inner { root, key, entries, dropped_records, clock })))
+        Ok(Self(Arc::new(Inner { root, key, entries, dropped_records, clock, _version: version })))
     }
 
     /// What stands for a credential in this store.

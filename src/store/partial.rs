@@ -9,21 +9,23 @@
 
 use std::cmp::Reverse;
 use std::io::Read as _;
-use std::time::{Duration, SystemTime};
+use std::time::UNIX_EPOCH;
 
 use super::error::StoreError;
-use super::fs::{Folder, SECRET, Seen};
+use super::fs::{Folder, Inspected, SECRET};
 use super::ingest::Ingest;
 use super::key::Purpose;
 use super::layout::Way;
 use super::temporary::Temporary;
 use super::{Audience, Store};
+use crate::clock::Clock;
 use crate::digest::{BlobDigest, Hasher};
 
 /// How the names of such files begin. What else is being written has a digit there.
 const PREFIX: &str = "part-";
-/// How long one waits for somebody to go on with it. By the wall clock: one that jumps costs a download.
-const MAX_AGE: Duration = Duration::from_secs(24 * 60 * 60);
+/// How long one waits for somebody to go on with it, in seconds. By the wall clock: one that jumps costs a
+/// download.
+const MAX_AGE: u64 = 24 * 60 * 60;
 /// How many there are at the most, and with how many bytes in all; the newest ones stay.
 const MAX_COUNT: usize = 16;
 const MAX_BYTES: u64 = 1 << 30;
@@ -46,7 +48,7 @@ impl Store {
             Err(error) => tracing::debug!(%error, "cannot go on with what an earlier pull left"),
         }
         // What is left meanwhile has the same bounds as at a start.
-        if let Err(error) = sweep(&folder, self.0.clock.wall()) {
+        if let Err(error) = sweep(&folder, seconds(&self.0.clock)) {
             tracing::debug!(%error, "cannot sweep what earlier pulls left");
         }
         // Somebody may be at it right now, who is then the one to leave something.
@@ -81,26 +83,31 @@ fn take_over(file: &Temporary, size: u64) -> Result<(Hasher, u64), StoreError> {
     Ok((hash, at))
 }
 
+/// The wall time, in seconds.
+pub(super) fn seconds(clock: &Clock) -> u64 {
+    clock.wall().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
 /// Whether a name is of such a file.
 pub(super) fn is_partial(name: &str) -> bool {
     name.starts_with(PREFIX)
 }
 
 /// Removes those that are too old or too many; says how many. Those that are being written stay.
-pub(super) fn sweep(folder: &Folder, now: SystemTime) -> Result<usize, StoreError> {
+/// `now` is the wall time, in seconds.
+pub(super) fn sweep(folder: &Folder, now: u64) -> Result<usize, StoreError> {
     let mut found = Vec::new();
     for name in folder.names()?.into_iter().filter(|name| is_partial(name)) {
         if let Some(seen) = folder.inspect(&name)? {
             found.push((seen, name));
         }
     }
-    found.sort_by_key(|(seen, _)| Reverse(seen.modified));
+    found.sort_by_key(|(seen, _)| Reverse(seen.stamp));
     let (mut count, mut bytes, mut swept) = (0, 0u64, 0);
-    for (Seen { modified, size, mode, has_other_names }, name) in found {
-        let apart = |one: SystemTime, other: SystemTime| one.duration_since(other).unwrap_or_default();
-        let is_old = apart(now, modified).max(apart(modified, now)) > MAX_AGE;
+    for (Inspected { stamp, size, mode, names }, name) in found {
+        let is_old = now.abs_diff(stamp) > MAX_AGE;
         let fits = count < MAX_COUNT && bytes.saturating_add(size) <= MAX_BYTES;
-        if mode == SECRET && !has_other_names && !is_old && fits {
+        if mode == SECRET && names == 1 && !is_old && fits {
             count += 1;
             bytes += size;
         } else if let Some(file) = folder.open(&name)?

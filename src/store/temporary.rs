@@ -7,7 +7,6 @@
 //! the file still has its name. A sweep only ever tries a lock.
 
 use std::io;
-use std::time::{Duration, SystemTime};
 
 use super::error::{Operation, StoreError};
 use super::file::File;
@@ -16,7 +15,8 @@ use super::partial::is_partial;
 
 /// How often a writer may lose its file to a sweep in the instant before it is locked.
 const TRIES: usize = 16;
-const MINUTE: Duration = Duration::from_secs(60);
+/// In seconds.
+const MINUTE: u64 = 60;
 
 /// A file that goes away unless it is given another name, or kept.
 #[derive(Debug)]
@@ -67,7 +67,7 @@ impl Temporary {
     /// it is removed.
     pub(super) fn reopen(folder: &Folder, name: &str) -> Result<Option<Self>, StoreError> {
         let Some(seen) = folder.inspect(name)? else { return Ok(None) };
-        if seen.mode != SECRET || seen.has_other_names {
+        if seen.mode != SECRET || seen.names != 1 {
             if let Some(file) = folder.open(name)?
                 && file.try_lock()?
             {
@@ -122,8 +122,8 @@ impl Drop for Temporary {
 }
 
 /// Removes what dead writers left, and says how many files that were. What can be continued has a sweep
-/// of its own.
-pub(super) fn sweep(folder: &Folder, now: SystemTime) -> Result<usize, StoreError> {
+/// of its own. `now` is the wall time, in seconds.
+pub(super) fn sweep(folder: &Folder, now: u64) -> Result<usize, StoreError> {
     let mut swept = 0;
     for name in folder.names()?.into_iter().filter(|name| !is_partial(name)) {
         let dead = match folder.open(&name) {
@@ -132,7 +132,7 @@ pub(super) fn sweep(folder: &Folder, now: SystemTime) -> Result<usize, StoreErro
             // An umask has it that the file is closed to all until its writer sets its mode, at once.
             Err(error) if is_refusal(&error) => {
                 let seen = folder.inspect(&name)?;
-                seen.is_some_and(|seen| now.duration_since(seen.modified).is_ok_and(|age| age > MINUTE))
+                seen.is_some_and(|seen| now.saturating_sub(seen.stamp) > MINUTE)
             }
             Err(error) => return Err(error),
         };

@@ -11,6 +11,7 @@ mod notes;
 mod open;
 mod others;
 mod partial;
+mod versions;
 
 use std::collections::BTreeMap;
 use std::fs;
