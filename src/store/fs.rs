@@ -58,8 +58,8 @@ pub(super) enum Found {
 pub(super) struct Inspected {
     /// Bytes.
     pub(super) size: u64,
-    /// How many names it has.
-    pub(super) names: u64,
+    /// Whether it has no other name.
+    pub(super) only_name: bool,
     pub(super) mode: u32,
     /// When it was last written to, in seconds since 1970.
     pub(super) stamp: u64,
@@ -330,7 +330,7 @@ impl Folder {
         let Some(stat) = self.stat(name)? else { return Ok(None) };
         Ok(Some(Inspected {
             size: u64::try_from(stat.st_size).unwrap_or_default(),
-            names: u64::from(stat.st_nlink),
+            only_name: stat.st_nlink == 1,
             mode: stat.st_mode & 0o7777,
             stamp: u64::try_from(stat.st_mtime).unwrap_or_default(),
         }))

@@ -104,10 +104,10 @@ pub(super) fn sweep(folder: &Folder, now: u64) -> Result<usize, StoreError> {
     }
     found.sort_by_key(|(seen, _)| Reverse(seen.stamp));
     let (mut count, mut bytes, mut swept) = (0, 0u64, 0);
-    for (Inspected { stamp, size, mode, names }, name) in found {
+    for (Inspected { stamp, size, mode, only_name }, name) in found {
         let is_old = now.abs_diff(stamp) > MAX_AGE;
         let fits = count < MAX_COUNT && bytes.saturating_add(size) <= MAX_BYTES;
-        if mode == SECRET && names == 1 && !is_old && fits {
+        if mode == SECRET && only_name && !is_old && fits {
             count += 1;
             bytes += size;
         } else if let Some(file) = folder.open(&name)?

@@ -67,7 +67,7 @@ impl Temporary {
     /// it is removed.
     pub(super) fn reopen(folder: &Folder, name: &str) -> Result<Option<Self>, StoreError> {
         let Some(seen) = folder.inspect(name)? else { return Ok(None) };
-        if seen.mode != SECRET || seen.names != 1 {
+        if seen.mode != SECRET || !seen.only_name {
             if let Some(file) = folder.open(name)?
                 && file.try_lock()?
             {

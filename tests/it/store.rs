@@ -307,6 +307,22 @@ async fn a_store_on_a_read_only_mount_is_refused_by_name() {
 }
 
 #[tokio::test]
+async fn a_folder_of_a_newer_format_is_left_alone_and_said_so_once() {
+    let world = World::new();
+    let file = world.write("filter.wasm", module("add-header-v1"), User::Agent, 0o644);
+    let newer = world.folder("cache/v2", User::Agent, 0o711);
+    world.write("cache/v2/anything", "of tomorrow", User::Agent, 0o600);
+    let cache = cache(&world);
+    let url = format!("file://{}", file.display());
+    let run = prefetch(&world, [url], &[("RUST_LOG", "wasmferry=info")]).await;
+    assert_eq!(run.code, Some(0), "{run:#?}");
+    let said = run.stderr.lines().filter(|line| line.contains("folder of a newer format")).count();
+    assert_eq!(said, 1, "{}", run.stderr);
+    assert!(run.stderr.contains(newer.to_str().unwrap()), "{}", run.stderr);
+    assert_eq!(std::fs::read(cache.join("v2/anything")).unwrap(), b"of tomorrow");
+}
+
+#[tokio::test]
 async fn a_store_is_made_and_shared_under_an_umask_that_takes_every_right_away() {
     let world = World::new();
     let server = BadServer::start(&world).await;
