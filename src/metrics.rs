@@ -51,6 +51,12 @@ pub struct Metrics {
     pub fetches: Family<ResultLabel, Counter>,
     /// Looks at tags, each for all who follow it: `unchanged`, `moved` or the error's label.
     pub tag_refreshes: Family<ResultLabel, Counter>,
+    /// Waits for another process's download: `shared`, `taken_over` or `timeout`.
+    pub fetch_waits: Family<ResultLabel, Counter>,
+    /// Downloads that went on where they or an earlier one broke off: `connection`, `leftover`.
+    pub fetch_resumes: Family<ResultLabel, Counter>,
+    /// Bytes that did not have to come again for it.
+    pub fetch_saved_bytes: Counter,
     pub fetch_seconds: Histogram,
     /// Module bytes that were fetched.
     pub fetched_bytes: Counter,
@@ -79,6 +85,9 @@ impl Metrics {
             lookups: Family::default(),
             fetches: Family::default(),
             tag_refreshes: Family::default(),
+            fetch_waits: Family::default(),
+            fetch_resumes: Family::default(),
+            fetch_saved_bytes: Counter::default(),
             fetch_seconds: Histogram::new(exponential_buckets(0.005, 2.0, 15)),
             fetched_bytes: Counter::default(),
             store_modules: Gauge::default(),
@@ -108,6 +117,18 @@ impl Metrics {
             "tag_refreshes",
             "Looks at tags, to see whether they moved",
             m.tag_refreshes.clone(),
+        );
+        registry.register("fetch_waits", "Waits for a download of another process", m.fetch_waits.clone());
+        registry.register(
+            "fetch_resumes",
+            "Downloads that went on where one had broken off",
+            m.fetch_resumes.clone(),
+        );
+        registry.register_with_unit(
+            "fetch_saved",
+            "Bytes that did not have to come again",
+            Unit::Bytes,
+            m.fetch_saved_bytes.clone(),
         );
         registry.register_with_unit(
             "fetch_duration",

@@ -14,8 +14,8 @@ use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::download::{Download, Event};
 use super::error::FetchError;
-use super::http::Response;
 use crate::clock::Clock;
 use crate::digest::{BlobDigest, Hasher, PayloadDigest, SourceDigest};
 use crate::wasm::Packaging;
@@ -44,8 +44,19 @@ pub struct Body {
     stream: Stream,
     /// None where the body is the module itself.
     hasher: Option<Hasher>,
+    /// Bytes of the whole, those before the first one that is read here included.
     seen: u64,
+    resumed: Resumed,
     state: State,
+}
+
+/// What did not have to come again.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Resumed {
+    /// How often the download broke off and went on.
+    pub times: u64,
+    /// Bytes.
+    pub saved: u64,
 }
 
 enum Stream {
@@ -70,12 +81,6 @@ impl Drop for Interrupt {
     }
 }
 
-enum Event {
-    Chunk(Bytes),
-    End,
-    Failed(FetchError),
-}
-
 #[derive(Clone, Copy)]
 enum State {
     Reading,
@@ -92,14 +97,14 @@ impl Body {
         what: String,
         packaging: Packaging,
         promise: Promise,
-        response: Response,
+        download: Download,
         clock: Clock,
-        deadline: Instant,
     ) -> Self {
         let (sender, events) = mpsc::channel(CHUNKS);
-        let pump = AbortOnDropHandle::new(tokio::spawn(pump(response, sender)));
+        let (seen, resumed, deadline) = (download.at(), download.resumed(), download.deadline());
+        let pump = AbortOnDropHandle::new(tokio::spawn(pump(download, sender)));
         let stream = Stream::Network { events, chunk: Bytes::new(), clock, deadline, pump };
-        Self::new(what, packaging, promise, stream)
+        Body { seen, resumed, ..Self::new(what, packaging, promise, stream) }
     }
 
     /// A body from a regular file.
@@ -110,7 +115,16 @@ impl Body {
     fn new(what: String, packaging: Packaging, promise: Promise, stream: Stream) -> Self {
         let is_module = packaging == Packaging::Raw && matches!(promise, Promise::Blob { .. });
         let hasher = (!is_module).then(Hasher::default);
-        Self { what, packaging, promise, stream, hasher, seen: 0, state: State::Reading }
+        Self {
+            what,
+            packaging,
+            promise,
+            stream,
+            hasher,
+            seen: 0,
+            resumed: Resumed::default(),
+            state: State::Reading,
+        }
     }
 
     /// How the module is packed in these bytes.
@@ -125,6 +139,11 @@ impl Body {
             Stream::Network { pump, .. } => Some(pump.abort_handle()),
             Stream::File(_) => None,
         })
+    }
+
+    /// What of it did not have to come again, so far.
+    pub fn resumed(&self) -> Resumed {
+        self.resumed
     }
 
     /// How many bytes will come, where that is known.
@@ -170,6 +189,11 @@ impl Body {
                     }
                     match events.blocking_recv() {
                         Some(Event::Chunk(bytes)) => *chunk = bytes,
+                        Some(Event::Resumed { saved }) => {
+                            self.resumed.times += 1;
+                            self.resumed.saved = self.resumed.saved.saturating_add(saved);
+                            return self.advance(buffer);
+                        }
                         Some(Event::End) => return self.end(),
                         Some(Event::Failed(error)) => return Err(error),
                         None => return Err(FetchError::Interrupted),
@@ -247,15 +271,11 @@ impl Read for Body {
     }
 }
 
-/// Moves the answer's body into the channel until either end is done.
-async fn pump(mut response: Response, events: mpsc::Sender<Event>) {
+/// Moves what comes into the channel until either end is done.
+async fn pump(mut download: Download, events: mpsc::Sender<Event>) {
     loop {
-        let event = match response.chunk().await {
-            Ok(Some(chunk)) => Event::Chunk(chunk),
-            Ok(None) => Event::End,
-            Err(error) => Event::Failed(error),
-        };
-        let last = !matches!(event, Event::Chunk(_));
+        let event = download.next().await;
+        let last = matches!(event, Event::End | Event::Failed(_));
         if events.send(event).await.is_err() || last {
             return;
         }

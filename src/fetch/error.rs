@@ -47,6 +47,8 @@ pub enum FetchError {
     Timeout { during: &'static str, host: String },
     #[error("{host} stopped sending")]
     Stalled { host: String },
+    #[error("{what} changed while it was fetched")]
+    Changed { what: String },
     #[error("{what} is larger than the limit of {limit} bytes")]
     TooLarge { what: String, limit: u64 },
     #[error("{what} should have {expected} bytes, but has {}{actual}", if *.at_least { "at least " } else { "" })]
@@ -95,6 +97,7 @@ impl FetchError {
             Redirect { .. } => "redirect",
             Timeout { .. } => "timeout",
             Stalled { .. } => "stalled",
+            Changed { .. } => "changed",
             TooLarge { .. } => "too_large",
             SizeMismatch { .. } => "size_mismatch",
             DigestMismatch { .. } => "digest_mismatch",
@@ -125,6 +128,7 @@ impl FetchError {
             | Transport { .. }
             | Timeout { .. }
             | Stalled { .. }
+            | Changed { .. }
             | Token { .. }
             | File { .. }
             | Interrupted

@@ -3,13 +3,12 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use http::StatusCode;
 use url::Url;
 
 use super::Shared;
 use super::body::{Body, Promise};
-use super::error::{FetchError, RegistryCode};
-use super::http::{Request, Session};
+use super::download::{Download, Origin, strong_etag};
+use super::error::FetchError;
 use super::oci::FRAMING;
 use crate::module::ModuleUrl;
 use crate::wasm::Packaging;
@@ -17,17 +16,18 @@ use crate::wasm::Packaging;
 /// Begins to fetch the URL.
 pub(super) async fn open(shared: &Arc<Shared>, url: Url, deadline: Instant) -> Result<Body, FetchError> {
     let what = ModuleUrl::Http(url.clone()).to_string();
-    let mut session = Session::new(shared.client.clone());
-    let response = session.send(Request::get(url), deadline).await?;
-    if response.status != StatusCode::OK {
-        let code = RegistryCode::default();
-        return Err(FetchError::from_status(&what, response.status, &response.headers, code));
-    }
+    let (asked, name) = (shared.clone(), what.clone());
+    let mut origin = Origin::Url { shared: asked, url, what: name, etag: None };
+    let part = origin.part(0, None, deadline).await?;
     let limit = shared.config.max_module_bytes.saturating_add(FRAMING);
-    let size = response.length();
+    let size = part.response.length();
     if size.is_some_and(|size| size > limit) {
         return Err(FetchError::TooLarge { what, limit });
     }
+    if let Origin::Url { etag, .. } = &mut origin {
+        *etag = strong_etag(&part.response.headers);
+    }
     let promise = Promise::AtMost { limit, size };
-    Ok(Body::network(what, Packaging::Sniff, promise, response, shared.clock.clone(), deadline))
+    let download = Download::new(origin, part, 0, size, deadline);
+    Ok(Body::network(what, Packaging::Sniff, promise, download, shared.clock.clone()))
 }

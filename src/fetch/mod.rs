@@ -4,7 +4,7 @@
 //! Fetcher -> oci ---------> auth -> realm
 //!         |    \-> manifest    \
 //!         |-> http_source ------+-> http -> dial -> names, address, tls
-//!         |-> file               \-> body
+//!         |-> file               \-> download -> body
 //!         \-> credential
 //! ```
 //!
@@ -20,6 +20,7 @@ mod auth;
 mod body;
 mod credential;
 mod dial;
+mod download;
 mod error;
 mod file;
 mod http;
@@ -38,7 +39,7 @@ use std::time::{Duration, Instant};
 use ipnet::IpNet;
 use url::Url;
 
-pub use self::body::Body;
+pub use self::body::{Body, Resumed};
 pub use self::credential::Credential;
 pub use self::error::{FetchError, RegistryCode};
 pub use self::file::FileAccess;
@@ -50,8 +51,9 @@ use self::dial::Dialer;
 use self::names::Names;
 use self::tls::Tls;
 use crate::clock::Clock;
-use crate::digest::{ExpectedDigest, SourceDigest};
+use crate::digest::{BlobDigest, ExpectedDigest, SourceDigest};
 use crate::module::{ModuleRequest, ModuleUrl, PullSecret};
+use crate::wasm::Packaging;
 
 /// How to fetch.
 #[derive(Debug, Clone)]
@@ -207,8 +209,19 @@ impl Fetcher {
     /// The second half: the bytes. Must be called on the async runtime; the [`Body`] is for a blocking
     /// thread.
     pub async fn open(&self, located: Located, deadline: Instant) -> Result<Body, FetchError> {
+        self.open_from(located, 0, deadline).await
+    }
+
+    /// As [`Fetcher::open`], for who has the first `from` bytes of a [`layer`](Located::raw_layer)
+    /// already: the body begins behind them, and its end counts only if they are what was promised too.
+    pub async fn open_from(
+        &self,
+        located: Located,
+        from: u64,
+        deadline: Instant,
+    ) -> Result<Body, FetchError> {
         match located.place {
-            Place::Oci(found) => found.open(deadline).await,
+            Place::Oci(found) => found.open(from, deadline).await,
             Place::Http(url) => http_source::open(&self.shared, url, deadline).await,
             Place::File(path) => self.open_file(path, deadline).await,
         }
@@ -263,6 +276,26 @@ impl Located {
             Place::Oci(found) => Some(found.layer.size),
             Place::Http(_) | Place::File(_) => None,
         }
+    }
+
+    /// OCI: digest and size of the layer, where that is the module itself and nothing else.
+    pub fn raw_layer(&self) -> Option<(BlobDigest, u64)> {
+        match &self.place {
+            Place::Oci(found) if found.layer.packaging == Packaging::Raw => {
+                Some((found.layer.digest, found.layer.size))
+            }
+            _ => None,
+        }
+    }
+
+    /// The same source, to be fetched once more.
+    pub fn again(&self) -> Located {
+        let place = match &self.place {
+            Place::Oci(found) => Place::Oci(Box::new(found.again())),
+            Place::Http(url) => Place::Http(url.clone()),
+            Place::File(path) => Place::File(path.clone()),
+        };
+        Located { place }
     }
 
     /// Whether the manifest, or the index that led to it, is what was expected. Where not, it may still

@@ -14,6 +14,7 @@ use super::Shared;
 use super::auth::{Asker, Authorization};
 use super::body::{Body, Promise};
 use super::credential::Login;
+use super::download::{Download, Origin};
 use super::error::{FetchError, RegistryCode};
 use super::http::{Request, Response, Session};
 use super::manifest::{self, Child, Image, Layer, Manifest, Refusal};
@@ -39,7 +40,7 @@ pub(super) struct Found {
 }
 
 /// One repository as one login sees it, for the length of one fetch.
-struct Repository {
+pub(super) struct Repository {
     shared: Arc<Shared>,
     session: Session,
     /// `https://HOST/v2/NAME/`
@@ -106,25 +107,22 @@ pub(super) async fn tag_digest(
 }
 
 impl Found {
-    /// Begins to fetch the layer.
-    pub(super) async fn open(self, deadline: Instant) -> Result<Body, FetchError> {
-        let Found { manifest, layer, mut repository, .. } = self;
-        let what = repository.layer_name(&layer);
-        let path = format!("blobs/{}", layer.digest);
-        let response = repository.get(&path, &what, HeaderMap::new(), deadline).await?;
-        match response.length() {
-            Some(length) if length != layer.size => {
-                return Err(FetchError::SizeMismatch {
-                    what,
-                    expected: layer.size,
-                    actual: length,
-                    at_least: false,
-                });
-            }
-            _ => {}
-        }
-        let promise = Promise::Blob { digest: layer.digest, size: layer.size, manifest };
-        Ok(Body::network(what, layer.packaging, promise, response, repository.shared.clock.clone(), deadline))
+    /// Begins to fetch what follows the first `from` bytes of the layer.
+    pub(super) async fn open(self, from: u64, deadline: Instant) -> Result<Body, FetchError> {
+        let Found { manifest, layer, repository, .. } = self;
+        let (what, clock) = (repository.layer_name(&layer), repository.shared.clock.clone());
+        let size = layer.size;
+        let promise = Promise::Blob { digest: layer.digest, size, manifest };
+        let mut origin = Origin::Layer { repository: Box::new(repository), layer };
+        let part = origin.part(from, Some(size), deadline).await?;
+        let download = Download::new(origin, part, from, Some(size), deadline);
+        Ok(Body::network(what, layer.packaging, promise, download, clock))
+    }
+
+    /// The same once more, for another fetch of the layer.
+    pub(super) fn again(&self) -> Found {
+        let Found { manifest, index, layer, repository } = self;
+        Found { manifest: *manifest, index: *index, layer: *layer, repository: repository.again() }
     }
 }
 
@@ -146,6 +144,35 @@ impl Repository {
             name,
             what,
         })
+    }
+
+    /// As it is now, with connections of its own.
+    fn again(&self) -> Self {
+        Self {
+            shared: self.shared.clone(),
+            session: Session::new(self.shared.client.clone()),
+            base: self.base.clone(),
+            name: self.name.clone(),
+            what: self.what.clone(),
+            login: self.login.clone(),
+            authorization: self.authorization.clone(),
+            renewed: self.renewed,
+        }
+    }
+
+    pub(super) fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
+    /// The answer with a layer, or with the part of it that the headers ask for.
+    pub(super) async fn layer(
+        &mut self,
+        layer: &Layer,
+        headers: HeaderMap,
+        deadline: Instant,
+    ) -> Result<Response, FetchError> {
+        let what = self.layer_name(layer);
+        self.get(&format!("blobs/{}", layer.digest), &what, headers, deadline).await
     }
 
     /// The digest that the registry gives for a manifest; none where it gives none without the manifest.
@@ -216,7 +243,7 @@ impl Repository {
         }
     }
 
-    /// A GET below the repository that ends with status 200.
+    /// A GET below the repository that ends with status 200, or 206 where it asks for a part.
     async fn get(
         &mut self,
         path: &str,
@@ -227,7 +254,8 @@ impl Repository {
         self.send(Method::GET, path, what, headers, deadline).await
     }
 
-    /// A request below the repository that ends with status 200, authorised where the registry asks for it.
+    /// A request below the repository that ends with status 200, or 206 where it asks for a part,
+    /// authorised where the registry asks for it.
     async fn send(
         &mut self,
         method: Method,
@@ -247,7 +275,9 @@ impl Repository {
                 ..Request::of(method.clone(), url.clone())
             };
             let response = self.session.send(request, deadline).await?;
-            if response.status == StatusCode::OK {
+            let is_part =
+                response.status == StatusCode::PARTIAL_CONTENT && headers.contains_key(header::RANGE);
+            if response.status == StatusCode::OK || is_part {
                 return Ok(response);
             }
             // Only the registry itself may ask for a credential, not whom it redirected to.
@@ -314,7 +344,7 @@ impl Repository {
         }
     }
 
-    fn layer_name(&self, layer: &Layer) -> String {
+    pub(super) fn layer_name(&self, layer: &Layer) -> String {
         format!("the layer {} of {}", layer.digest, self.what)
     }
 }

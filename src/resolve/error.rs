@@ -63,6 +63,17 @@ impl ResolveError {
         matches!(self, ResolveError::Unpack { .. } | ResolveError::Module { .. })
     }
 
+    /// Whether the bytes that came are not those that were promised.
+    pub fn is_of_other_bytes(&self) -> bool {
+        matches!(
+            self,
+            ResolveError::Fetch {
+                source: FetchError::DigestMismatch { .. } | FetchError::SizeMismatch { .. },
+                ..
+            }
+        )
+    }
+
     /// How long the source asked to be left alone.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {

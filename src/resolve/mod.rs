@@ -2,15 +2,17 @@
 //! check it and put it there. Owns the pull policy and sees to it that one module is fetched once,
 //! however many ask. Knows nothing of xDS.
 
+mod bring;
 mod error;
 mod flight;
 mod places;
 mod stored;
 mod tags;
+mod turn;
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio_util::task::TaskTracker;
 
@@ -24,7 +26,7 @@ use crate::wasm::{Budgets, Limits};
 
 pub use self::error::ResolveError;
 use self::flight::Flights;
-use self::places::{Place, Places};
+use self::places::Places;
 use self::tags::Tags;
 
 /// A fetch that nobody waits for any more goes on for so long: an Envoy whose stream has ended comes back
@@ -108,6 +110,8 @@ struct Inner {
     downloads: Flights<Download, Landed>,
     tags: Tags,
     places: Places,
+    /// Whether it has been said that the store gives no claims.
+    claims_failed: AtomicBool,
 }
 
 /// A request with what follows from its credential.
@@ -138,6 +142,7 @@ impl Resolver {
             tags: Tags::new(GRACE, clock.clone(), tracker),
             clock,
             places: Places::new(concurrency),
+            claims_failed: AtomicBool::new(false),
         }))
     }
 
@@ -285,112 +290,6 @@ impl Inner {
                     ResolveError::Shutdown { url }
                 })
             }
-        }
-    }
-
-    /// Asks the source, and downloads what the store does not have.
-    async fn fetch(self: &Arc<Self>, asked: &Arc<Asked>, progress: &Arc<Progress>) -> Outcome {
-        let request = &asked.request;
-        let mut place = self.place(asked).await?;
-        // Waiting for a place is no fault of the source's.
-        let deadline = self.clock.now() + asked.limit();
-        let (module, index) = loop {
-            let located = asked
-                .config
-                .fetcher
-                .locate(request, &asked.credential, deadline)
-                .await
-                .map_err(|source| asked.fetch_error(source))?;
-            let index = located.index();
-            let Some(manifest) = located.source() else {
-                break (self.download(asked, located, deadline, progress, place).await?, None);
-            };
-            // Another tag, or the same one unmoved, may lead to what is there already.
-            let expected = manifest_is_expected(request, &located);
-            let known = move |inner: &Inner, asked: &Asked| inner.known(asked, manifest, expected);
-            if let Some(module) = self.blocking(asked, known).await? {
-                break (module, index);
-            }
-            let download = Download {
-                audience: asked.audience,
-                url: request.url.canonical(),
-                manifest,
-                payload: request.expected.filter(|_| !expected),
-            };
-            let (inner, its, progress) = (self.clone(), asked.clone(), progress.clone());
-            let flight = move || async move {
-                // Another flight may have landed since it was looked for.
-                let outcome = match inner.blocking(&its, known).await {
-                    Ok(Some(module)) => Ok(module),
-                    Ok(None) => inner.download(&its, located, deadline, &progress, place).await,
-                    Err(error) => Err(Arc::new(error)),
-                };
-                let rest = inner.remember_manifest(&its, &outcome);
-                (Landed { outcome, limit: its.limit() }, rest)
-            };
-            match self.downloads.join_to_the_end(download, flight).await {
-                Some(landed) if landed.was_cut_short(asked.limit()) => place = self.place(asked).await?,
-                Some(landed) => break (landed.outcome?, index),
-                None => return Err(Arc::new(ResolveError::Fault { url: request.url.to_string() })),
-            }
-        };
-        self.blocking(asked, move |inner, asked| {
-            inner.remember(asked, &source_key(&asked.request), &module);
-            // Who follows a tag is told the index's digest.
-            if let Some(key) = index.and_then(|index| digest_key(&asked.request.url, &index)) {
-                inner.remember(asked, &key, &module);
-            }
-            Ok(module)
-        })
-        .await
-        .map_err(Arc::new)
-    }
-
-    /// A place among those who fetch from the same server.
-    async fn place(&self, asked: &Asked) -> Result<Place, ResolveError> {
-        let place = self.places.take(asked.request.url.server()).await;
-        place.ok_or_else(|| ResolveError::Shutdown { url: asked.request.url.to_string() })
-    }
-
-    async fn download(
-        self: &Arc<Self>,
-        asked: &Arc<Asked>,
-        located: Located,
-        deadline: Instant,
-        progress: &Arc<Progress>,
-        _place: Place,
-    ) -> Outcome {
-        let request = &asked.request;
-        let expected = manifest_is_expected(request, &located);
-        progress.total.store(located.size().unwrap_or(0), Ordering::Relaxed);
-        let body = asked.config.fetcher.open(located, deadline).await;
-        let body = body.map_err(|source| asked.fetch_error(source))?;
-        // Whoever reads blocks, and does not end with this future; what they read does.
-        let _ends_with_this = body.interrupt_on_drop();
-        let progress = progress.clone();
-        let module =
-            self.blocking(asked, move |inner, asked| inner.take_in(asked, body, expected, &progress)).await?;
-        self.metrics.fetched_bytes.inc_by(module.size);
-        Ok(module)
-    }
-
-    /// Writes down where the manifest of a download led to. It only saves later downloads.
-    fn remember_manifest(
-        self: &Arc<Self>,
-        asked: &Arc<Asked>,
-        outcome: &Outcome,
-    ) -> impl Future<Output = ()> + Send + use<> {
-        let (inner, asked) = (self.clone(), asked.clone());
-        let module = outcome.as_ref().ok().filter(|module| !module.cached).cloned();
-        async move {
-            let Some(module) = module else { return };
-            let Some(key) = digest_key(&asked.request.url, &module.source) else { return };
-            let remember = move |inner: &Inner, asked: &Asked| {
-                inner.remember(asked, &key, &module);
-                Ok(())
-            };
-            // What went wrong was logged.
-            let _ = inner.blocking(&asked, remember).await;
         }
     }
 }

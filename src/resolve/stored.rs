@@ -5,8 +5,9 @@ use std::sync::atomic::Ordering;
 use std::thread;
 
 use super::{Asked, Inner, Progress, ResolveError, digest_key, is_expected, source_key};
-use crate::digest::{PayloadDigest, SourceDigest};
-use crate::fetch::{Body, FetchError};
+use crate::digest::{BlobDigest, PayloadDigest, SourceDigest};
+use crate::fetch::{Body, FetchError, Resumed};
+use crate::metrics::result;
 use crate::module::{Module, PullPolicy};
 use crate::store::{Finished, Ingest, PreparedRecord, Record, StoreError, Stored};
 use crate::wasm::{self, UnpackError};
@@ -36,6 +37,28 @@ impl Inner {
             return self.module(asked, &record);
         }
         Ok(None)
+    }
+
+    /// What another process has brought, for one who looked before and found `before` under the source's
+    /// name. Asked for under the same version as this request, it is what this would bring, also for who
+    /// wants to be sure: nothing but a fetch writes a record, and this one is not the one from before. (One of the same
+    /// second that says the same costs a fetch.)
+    pub(super) fn brought_since(
+        &self,
+        asked: &Asked,
+        before: Option<&Record>,
+    ) -> Result<Option<Module>, ResolveError> {
+        if let Some(module) = self.look_up(asked)? {
+            return Ok(Some(module));
+        }
+        match self.record(asked, &source_key(&asked.request))? {
+            Some(record)
+                if before != Some(&record) && record.resource_version == asked.request.resource_version =>
+            {
+                self.module(asked, &record)
+            }
+            _ => Ok(None),
+        }
     }
 
     pub(super) fn record(&self, asked: &Asked, key: &str) -> Result<Option<Record>, ResolveError> {
@@ -75,6 +98,20 @@ impl Inner {
         Ok(None)
     }
 
+    /// Where the module is written to: for a layer that is the module, perhaps behind what an earlier pull
+    /// left of it.
+    pub(super) fn begin(
+        &self,
+        asked: &Asked,
+        layer: Option<(BlobDigest, u64)>,
+    ) -> Result<Ingest, ResolveError> {
+        let ingest = match layer {
+            Some((digest, size)) => self.store.resume(&asked.audience, &digest, size),
+            None => self.store.ingest(),
+        };
+        ingest.map_err(|source| asked.store_error(source))
+    }
+
     /// Streams the body into the store. What any digest covers has been read and compared before
     /// the module becomes visible. The check, which costs about as much as all the rest, runs beside
     /// it; what it says counts only of a body that is what was promised.
@@ -82,11 +119,11 @@ impl Inner {
         &self,
         asked: &Asked,
         body: Body,
+        ingest: Ingest,
         source_is_expected: bool,
         progress: &Progress,
     ) -> Result<Module, ResolveError> {
         let budgets = &asked.config.budgets;
-        let ingest = self.store.ingest().map_err(|source| asked.store_error(source))?;
         let following = ingest.follow().map_err(|source| asked.store_error(source))?;
         let ((finished, source, records), checked) = thread::scope(|scope| {
             let check = thread::Builder::new()
@@ -122,13 +159,21 @@ impl Inner {
         let url = || asked.request.url.to_string();
         let packaging = body.packaging();
         let mut body = Counted { body, progress };
-        wasm::unpack(&mut body, packaging, &asked.config.limits, &mut ingest).map_err(
-            |error| match error {
+        let had = ingest.size() > 0;
+        let unpacked = wasm::unpack(&mut body, packaging, &asked.config.limits, &mut ingest);
+        self.count_resumes(had, body.body.resumed());
+        if let Err(error) = unpacked {
+            let error = match error {
                 UnpackError::Read(source) => asked.fetch_error(FetchError::from_io(source)),
                 UnpackError::Write(source) => asked.store_error(StoreError::from_io(source)),
                 source => ResolveError::Unpack { url: url(), source },
-            },
-        )?;
+            };
+            // What only stopped coming may go on with the next pull.
+            if error.is_permanent() {
+                ingest.discard();
+            }
+            return Err(error);
+        }
         let mut finished = ingest.finish().map_err(|source| asked.store_error(source))?;
         // The disk works while the check comes to its end.
         finished.start_sync();
@@ -159,6 +204,17 @@ impl Inner {
             prepared.inspect_err(|error| cannot_record(asked, error)).ok()
         };
         [Some(key), by_digest].into_iter().flatten().filter_map(prepare).collect()
+    }
+
+    fn count_resumes(&self, had_the_beginning: bool, resumed: Resumed) {
+        let count = |label| self.metrics.fetch_resumes.get_or_create(&result(label));
+        if had_the_beginning {
+            count("leftover").inc();
+        }
+        if resumed.times > 0 {
+            count("connection").inc_by(resumed.times);
+        }
+        self.metrics.fetch_saved_bytes.inc_by(resumed.saved);
     }
 
     /// Writes an index record. Without it the module is as good, and costs a fetch next time.

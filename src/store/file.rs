@@ -4,7 +4,7 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, Mode, Stat, fchmod, flock, fstat, fsync};
+use rustix::fs::{FlockOperation, Mode, Stat, fchmod, flock, fstat, fsync, ftruncate};
 use rustix::io::Errno;
 
 use super::error::{Operation, StoreError};
@@ -69,6 +69,11 @@ impl File {
     /// Appends all of the bytes.
     pub(super) fn write_all(&self, bytes: &[u8]) -> Result<(), StoreError> {
         Write::write_all(&mut &*self, bytes).map_err(StoreError::from_io)
+    }
+
+    /// Cuts off what follows the first `size` bytes.
+    pub(super) fn truncate(&self, size: u64) -> Result<(), StoreError> {
+        self.run(Operation::Truncate, || ftruncate(&self.fd, size))
     }
 
     /// Makes the bytes durable.

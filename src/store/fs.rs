@@ -8,13 +8,13 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::fs::{
-    AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat, StatVfsMountFlags, fchmod, fstat, fstatvfs, fsync,
-    linkat, mkdirat, openat, renameat, statat, unlinkat,
+    AtFlags, CWD, Dir, FileType, FlockOperation, Mode, OFlags, Stat, StatVfsMountFlags, chmodat, fchmod,
+    flock, fstat, fstatvfs, fsync, linkat, mkdirat, openat, renameat, statat, unlinkat,
 };
 use rustix::io::Errno;
 
@@ -54,6 +54,18 @@ pub(super) enum Found {
     Unsound,
 }
 
+/// A regular file of ours, unopened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Inspected {
+    /// Bytes.
+    pub(super) size: u64,
+    /// Whether it has no other name.
+    pub(super) only_name: bool,
+    pub(super) mode: u32,
+    /// When it was last written to, in seconds since 1970.
+    pub(super) stamp: u64,
+}
+
 /// Opens the folder that an operator named, after making it and its parents where they are missing.
 /// Links in the way to it are resolved here, once; from here on none is followed.
 pub(super) fn open_root(directory: &Path, observer: Observer) -> Result<Folder, StoreError> {
@@ -90,7 +102,8 @@ fn make_with_parents(path: &Path, observer: &Observer) -> Result<(), StoreError>
         Err(Errno::EXIST) => return Ok(()),
         made => made.map_err(|errno| StoreError::new(Operation::MakeFolder, path, errno))?,
     }
-    let (folder, stat) = open_folder(CWD, path, path.to_owned(), observer)?
+    let open = || open_folder(CWD, path, path.to_owned(), observer);
+    let (folder, stat) = or_widened(CWD, path, path, PASSAGE, observer, open)?
         .ok_or_else(|| StoreError::new(Operation::OpenFolder, path, Errno::NOENT))?;
     admit(&stat, path)?;
     folder.set_mode(PASSAGE)?;
@@ -100,9 +113,41 @@ fn make_with_parents(path: &Path, observer: &Observer) -> Result<(), StoreError>
         Ok(Some((parent, _))) => parent.sync(),
         Ok(None) => Ok(()),
         // One that we may write to and not read. A crash may take the new folder: a few fetches.
-        Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+        Err(error) if is_refusal(&error) => Ok(()),
         Err(error) => Err(error),
     }
+}
+
+/// Opens a folder that was made with `mode`, where an umask has taken even its owner's rights away too.
+fn or_widened<T>(
+    below: impl AsFd,
+    name: &Path,
+    path: &Path,
+    mode: u32,
+    observer: &Observer,
+    open: impl Fn() -> Result<T, StoreError>,
+) -> Result<T, StoreError> {
+    let refused = match open() {
+        Err(error) if is_refusal(&error) => error,
+        opened => return opened,
+    };
+    // Whoever may not read it may still name it, and its owner may change its mode: by way of a handle, so
+    // that it is this folder and no other.
+    let flags = FOLDER | OFlags::PATH;
+    let handle = observer
+        .run(Operation::OpenFolder, path, || openat(&below, name, flags, Mode::empty()))
+        .map_err(|_| refused)?;
+    let stat = observer.run(Operation::Inspect, path, || fstat(&handle))?;
+    owned(&stat, path)?;
+    let itself = format!("/proc/self/fd/{}", handle.as_raw_fd());
+    let widen = || chmodat(CWD, itself.as_str(), Mode::from_raw_mode(mode), AtFlags::empty());
+    observer.run(Operation::SetMode, path, widen)?;
+    open()
+}
+
+/// Whether the mode of something of ours does not let us open it.
+pub(super) fn is_refusal(error: &StoreError) -> bool {
+    matches!(error, StoreError::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied)
 }
 
 /// `None` where nothing is at that path.
@@ -161,18 +206,22 @@ impl Folder {
 
     /// Opens a folder in this one and makes it first where it is missing.
     pub(super) fn make_folder(&self, name: &str, mode: u32) -> Result<Folder, StoreError> {
-        let (folder, found) = match self.folder_and_mode(name, mode)? {
+        let path = self.path.join(name);
+        let open = || {
+            or_widened(&self.fd, Path::new(name), &path, mode, &self.observer, || {
+                self.folder_and_mode(name, mode)
+            })
+        };
+        let (folder, found) = match open()? {
             Some(found) => found,
             None => {
-                let path = self.path.join(name);
                 let make = || mkdirat(&self.fd, name, Mode::from_raw_mode(mode));
                 match self.observer.raw(Operation::MakeFolder, &path, make) {
                     // Another process was as quick.
                     Ok(()) | Err(Errno::EXIST) => {}
                     Err(errno) => return Err(StoreError::new(Operation::MakeFolder, &path, errno)),
                 }
-                self.folder_and_mode(name, mode)?
-                    .ok_or_else(|| StoreError::new(Operation::OpenFolder, &path, Errno::NOENT))?
+                open()?.ok_or_else(|| StoreError::new(Operation::OpenFolder, &path, Errno::NOENT))?
             }
         };
         // What the umask took away, and what a set-group-id parent added.
@@ -198,6 +247,25 @@ impl Folder {
     fn set_mode(&self, mode: u32) -> Result<(), StoreError> {
         let set = || fchmod(&self.fd, Mode::from_raw_mode(mode));
         self.observer.run(Operation::SetMode, &self.path, set)
+    }
+
+    /// Takes the folder's lock, or a share of it, unless others have what speaks against that. It is
+    /// given back when the last clone of this is dropped.
+    pub(super) fn try_lock(&self, shared: bool) -> Result<bool, StoreError> {
+        let operation = match shared {
+            true => FlockOperation::NonBlockingLockShared,
+            false => FlockOperation::NonBlockingLockExclusive,
+        };
+        match self.observer.raw(Operation::Lock, &self.path, || flock(&self.fd, operation)) {
+            Ok(()) => Ok(true),
+            Err(Errno::WOULDBLOCK) => Ok(false),
+            Err(errno) => Err(StoreError::new(Operation::Lock, &self.path, errno)),
+        }
+    }
+
+    /// Whether it has not been removed since it was opened.
+    pub(super) fn is_there(&self) -> Result<bool, StoreError> {
+        Ok(self.observer.run(Operation::Inspect, &self.path, || fstat(&self.fd))?.st_nlink > 0)
     }
 
     /// Makes the names in this folder durable.
@@ -245,17 +313,46 @@ impl Folder {
         Ok(Some(file))
     }
 
-    /// Looks at a name without opening it. Anything but a regular file of ours is an error.
-    pub(super) fn find(&self, name: &str) -> Result<Found, StoreError> {
+    /// Opens a file of ours for reading, and for writing at its end.
+    pub(super) fn open_to_append(&self, name: &str) -> Result<File, StoreError> {
+        let path = self.path.join(name);
+        let flags = FILE | OFlags::RDWR | OFlags::APPEND;
+        let open = || openat(&self.fd, name, flags, Mode::empty());
+        let fd = self.observer.run(Operation::Open, &path, open)?;
+        let file = File::new(fd, path, self.observer.clone());
+        let stat = file.stat()?;
+        regular(&stat, file.path())?;
+        owned(&stat, file.path())?;
+        Ok(file)
+    }
+
+    /// Looks at a file without opening it, where there is one. It must be regular and ours.
+    pub(super) fn inspect(&self, name: &str) -> Result<Option<Inspected>, StoreError> {
+        let Some(stat) = self.stat(name)? else { return Ok(None) };
+        Ok(Some(Inspected {
+            size: u64::try_from(stat.st_size).unwrap_or_default(),
+            only_name: stat.st_nlink == 1,
+            mode: stat.st_mode & 0o7777,
+            stamp: u64::try_from(stat.st_mtime).unwrap_or_default(),
+        }))
+    }
+
+    fn stat(&self, name: &str) -> Result<Option<Stat>, StoreError> {
         let path = self.path.join(name);
         let inspect = || statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW);
         let stat = match self.observer.raw(Operation::Inspect, &path, inspect) {
             Ok(stat) => stat,
-            Err(Errno::NOENT) => return Ok(Found::Nothing),
+            Err(Errno::NOENT) => return Ok(None),
             Err(errno) => return Err(StoreError::new(Operation::Inspect, &path, errno)),
         };
         regular(&stat, &path)?;
         owned(&stat, &path)?;
+        Ok(Some(stat))
+    }
+
+    /// Looks at a name without opening it. Anything but a regular file of ours is an error.
+    pub(super) fn find(&self, name: &str) -> Result<Found, StoreError> {
+        let Some(stat) = self.stat(name)? else { return Ok(Found::Nothing) };
         Ok(match u64::try_from(stat.st_size) {
             Ok(size) if stat.st_mode & 0o7777 == READ_ONLY => Found::Sound(size),
             _ => Found::Unsound,
@@ -284,6 +381,16 @@ impl Folder {
         let path = self.path.join(name);
         match self.observer.raw(Operation::Remove, &path, || unlinkat(&self.fd, name, AtFlags::empty())) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(errno) => Err(StoreError::new(Operation::Remove, &path, errno)),
+        }
+    }
+
+    /// Removes a folder in this one; `false` where there is something in it.
+    pub(super) fn remove_folder(&self, name: &str) -> Result<bool, StoreError> {
+        let path = self.path.join(name);
+        match self.observer.raw(Operation::Remove, &path, || unlinkat(&self.fd, name, AtFlags::REMOVEDIR)) {
+            Ok(()) | Err(Errno::NOENT) => Ok(true),
+            Err(Errno::NOTEMPTY | Errno::EXIST) => Ok(false),
             Err(errno) => Err(StoreError::new(Operation::Remove, &path, errno)),
         }
     }

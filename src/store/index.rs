@@ -49,10 +49,7 @@ struct EntryKey {
 
 impl EntryKey {
     fn new(store: &Store, audience: &Audience, source: &str) -> Self {
-        let audience = match audience {
-            Audience::Public => "public".to_owned(),
-            Audience::Private(tag) => format!("private:{}", tag.hex()),
-        };
+        let audience = audience.name();
         let source = hex::encode(store.key().hash(Purpose::Source, &[source.as_bytes()]));
         let hash = store.key().hash(Purpose::Entry, &[audience.as_bytes(), source.as_bytes()]);
         Self { audience, source, hash }

@@ -22,6 +22,8 @@ pub struct Ingest {
     size: u64,
     broken: bool,
     progress: Progress,
+    /// Whether what there is of it stays for the next pull.
+    resumable: bool,
 }
 
 /// A payload that has been written and hashed and is not yet in the store. Dropping it removes it.
@@ -41,18 +43,22 @@ impl Store {
         // The mode goes to disk with the bytes: it is never set later.
         let file = Temporary::create(&folder, READ_ONLY)?;
         let (hash, progress) = (Hasher::default(), Progress::default());
-        Ok(Ingest { store: self.clone(), file, hash, size: 0, broken: false, progress })
+        Ok(Ingest { store: self.clone(), file, hash, size: 0, broken: false, progress, resumable: false })
     }
 }
 
 /// The errors hold a [`StoreError`]: [`StoreError::from_io`] takes it out.
 impl Write for Ingest {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let written = self.file.file().write(bytes).inspect_err(|_| self.broken = true)?;
+        let written = self.file.file().write(bytes).inspect_err(|_| {
+            self.broken = true;
+            self.file.keep(false);
+        })?;
         // The kernel may take less than it was given.
         self.hash.update(bytes.get(..written).unwrap_or(bytes));
         self.size = self.size.saturating_add(written as u64);
         self.progress.written(self.size);
+        self.file.keep(self.resumable && !self.broken);
         Ok(written)
     }
 
@@ -62,6 +68,24 @@ impl Write for Ingest {
 }
 
 impl Ingest {
+    /// One that goes on behind the first `size` bytes.
+    pub(super) fn resumed(store: &Store, file: Temporary, hash: Hasher, size: u64) -> Self {
+        let progress = Progress::default();
+        progress.written(size);
+        Self { store: store.clone(), file, hash, size, broken: false, progress, resumable: true }
+    }
+
+    /// Bytes that have been written, by an earlier pull too.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Leaves nothing for the next pull: what there is cannot become what was promised.
+    pub fn discard(mut self) {
+        self.resumable = false;
+        self.file.keep(false);
+    }
+
     /// Reads the payload from its start while it is written: waits for what is not there yet, ends
     /// where the payload does, and fails where the writing does.
     pub fn follow(&self) -> Result<Following, StoreError> {
@@ -70,9 +94,14 @@ impl Ingest {
 
     /// Ends the writing. An ingest of which a write has failed is refused: what it holds hashes
     /// well and is not what was meant.
-    pub fn finish(self) -> Result<Finished, StoreError> {
+    pub fn finish(mut self) -> Result<Finished, StoreError> {
+        self.file.keep(false);
         if self.broken {
             return Err(StoreError::Broken);
+        }
+        if self.resumable {
+            // From here on it is never continued, and the mode goes to disk with the bytes.
+            self.file.file().set_mode(READ_ONLY)?;
         }
         self.progress.finish();
         let payload = PayloadDigest::from_bytes(self.hash.finish());

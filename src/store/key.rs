@@ -23,6 +23,8 @@ pub(super) enum Purpose {
     Source,
     Entry,
     Note,
+    Claim,
+    Partial,
 }
 
 pub(super) struct Key(Zeroizing<[u8; BYTES]>);
@@ -71,6 +73,8 @@ impl Key {
             Purpose::Source => b"wasmferry v1 source\0",
             Purpose::Entry => b"wasmferry v1 entry\0",
             Purpose::Note => b"wasmferry v1 note\0",
+            Purpose::Claim => b"wasmferry v1 claim\0",
+            Purpose::Partial => b"wasmferry v1 partial\0",
         });
         for part in parts {
             mac.update(&(part.len() as u64).to_be_bytes());

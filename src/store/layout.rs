@@ -6,6 +6,9 @@ use super::error::StoreError;
 use super::fs::{Folder, OWNER_ONLY, PASSAGE};
 use super::{Audience, PayloadDigest};
 
+/// The version of the format.
+pub(super) const VERSION: u32 = 1;
+
 /// The way from the root to a folder: names with the modes that those folders have.
 #[derive(Debug)]
 pub(super) struct Way(Vec<(Cow<'static, str>, u32)>);
@@ -25,9 +28,19 @@ impl Place {
 }
 
 impl Way {
-    /// The format's version. Another version lives in a folder of its own and is left alone.
+    /// The format's version. Another version lives in a folder of its own.
     pub(super) fn version() -> Self {
-        Self(vec![(Cow::Borrowed("v1"), PASSAGE)])
+        Self(vec![(Cow::Owned(Self::version_name(VERSION)), PASSAGE)])
+    }
+
+    pub(super) fn version_name(version: u32) -> String {
+        format!("v{version}")
+    }
+
+    /// In the folder of whatever version: what Envoys may still open of it.
+    pub(super) fn leases_of(version: &str) -> Self {
+        let version = Self(vec![(Cow::Owned(version.to_owned()), PASSAGE)]);
+        version.to("content", OWNER_ONLY).to("leases", OWNER_ONLY)
     }
 
     /// What only the agent reads.
@@ -38,6 +51,11 @@ impl Way {
     /// Files that are being written.
     pub(super) fn ingest() -> Self {
         Self::content().to("ingest", OWNER_ONLY)
+    }
+
+    /// What is being brought, and by whom.
+    pub(super) fn flights() -> Self {
+        Self::content().to("flights", OWNER_ONLY)
     }
 
     /// All payloads.

@@ -4,11 +4,13 @@
 //!
 //! ```text
 //! DIRECTORY/                     ours, written by nobody else
-//!   v1/                     0711 the format's version; other versions are left alone
+//!   v1/                     0711 the format's version, locked by all who use it; newer ones are left alone
 //!     content/              0700
 //!       blobs/HH/HEX        0444 each payload once; HEX its SHA-256, HH the first two digits
 //!       index/HH/HEX.json   0600 one record; HEX a keyed hash of who asks and for what
 //!       ingest/PID-RANDOM        what is being written, locked by its writer
+//!       ingest/part-HEX     0600 the same where it can be continued; stays for the next pull
+//!       flights/HEX         0600 what is being brought, locked by who does; HEX a keyed hash
 //!       notes/HEX.json      0600 what the agent wrote down for its next start
 //!       key                 0600 32 random bytes
 //!     public/HH/HEX.wasm    0444 view for everybody: a hard link into blobs
@@ -22,9 +24,11 @@
 //! the view, and the folders are synced. A name outside of `ingest` thus never stands for less than
 //! the whole module. Any number of processes and threads of one user may do this at once: names
 //! appear in one step, the loser of a race uses the winner's file, and the only locks are those on
-//! files in `ingest` (`temporary.rs`). A folder that somebody removes from under a running process
+//! files in `ingest` (`temporary.rs`) and in `flights` (`claim.rs`), and one that all share on the
+//! version's folder (`versions.rs`). A folder that somebody removes from under a running process
 //! is made again.
 
+mod claim;
 mod content;
 mod error;
 mod file;
@@ -36,9 +40,11 @@ mod key;
 mod layout;
 mod notes;
 mod observer;
+mod partial;
 mod temporary;
 #[cfg(test)]
 mod tests;
+mod versions;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -46,6 +52,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
+pub use self::claim::Claim;
 pub use self::error::{Operation, StoreError};
 pub use self::follow::Following;
 pub use self::index::PreparedRecord;
@@ -76,6 +83,9 @@ struct Inner {
     key: Key,
     entries: AtomicU64,
     dropped_records: AtomicU64,
+    clock: Clock,
+    /// Locked for as long as the store is open.
+    _version: Folder,
 }
 
 /// Stands for a credential: a keyed hash, which only this store makes and which leads back to nothing.
@@ -135,13 +145,19 @@ impl Store {
     fn open_observed(config: &StoreConfig, clock: Clock, observer: Observer) -> Result<Self, StoreError> {
         let started = clock.now();
         let root = fs::open_root(&config.directory, observer)?;
+        let version = versions::enter(&root)?;
+        versions::look_at_others(&root)?;
         let content = Way::content().make(&root)?;
         let blobs = Way::blobs().make(&root)?.folder;
         let ingest = Way::ingest().make(&root)?.folder;
         for way in [Way::index(), Way::public(), Way::private()] {
             way.make(&root)?;
         }
-        let swept = temporary::sweep(&ingest)?;
+        let now = partial::seconds(&clock);
+        let mut swept = temporary::sweep(&ingest, now)? + partial::sweep(&ingest, now)?;
+        if let Some(flights) = Way::flights().walk(&root)? {
+            swept += temporary::sweep(&flights, now)?;
+        }
         let key = Key::load(&content.folder, &ingest)?;
         sync_together(&[&root, &content.parent, &content.folder])?;
         let mut entries = 0;
@@ -152,7 +168,7 @@ impl Store {
         let took = clock.now().saturating_duration_since(started);
         tracing::debug!(directory = %root.path().display(), entries, swept, ?took, "opened the store");
         let (entries, dropped_records) = (AtomicU64::new(entries), AtomicU64::new(0));
-        Ok(Self(Arc::new(Inner { root, key, entries, dropped_records })))
+        Ok(Self(Arc::new(Inner { root, key, entries, dropped_records, clock, _version: version })))
     }
 
     /// What stands for a credential in this store.
@@ -176,6 +192,16 @@ impl Store {
 
     fn key(&self) -> &Key {
         &self.0.key
+    }
+}
+
+impl Audience {
+    /// What stands for it in a keyed hash.
+    fn name(&self) -> String {
+        match self {
+            Audience::Public => "public".to_owned(),
+            Audience::Private(tag) => format!("private:{}", tag.hex()),
+        }
     }
 }
 

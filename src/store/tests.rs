@@ -1,6 +1,7 @@
 //! Tests of the store, a file a behaviour, and what they share.
 
 mod broken;
+mod claims;
 mod durable;
 pub(super) mod faults;
 mod index;
@@ -9,6 +10,8 @@ mod links;
 mod notes;
 mod open;
 mod others;
+mod partial;
+mod versions;
 
 use std::collections::BTreeMap;
 use std::fs;

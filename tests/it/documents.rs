@@ -164,6 +164,9 @@ fn the_table_of_metrics_has_every_metric() {
         lookups,
         fetches,
         tag_refreshes,
+        fetch_waits,
+        fetch_resumes,
+        fetch_saved_bytes: _,
         fetch_seconds: _,
         fetched_bytes: _,
         store_modules: _,
@@ -172,7 +175,9 @@ fn the_table_of_metrics_has_every_metric() {
         plugin_problems: _,
         bytes_in_flight: _,
     } = metrics;
-    for family in [stream_ends, resources, lookups, fetches, tag_refreshes, reloads] {
+    for family in
+        [stream_ends, resources, lookups, fetches, tag_refreshes, fetch_waits, fetch_resumes, reloads]
+    {
         family.get_or_create(&result("any")).inc();
     }
     serving.get_or_create(&ServingLabel { serving: "current" }).set(1);

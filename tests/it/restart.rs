@@ -12,7 +12,7 @@ use crate::support::resources::{Kind, Wasm};
 use crate::support::traffic::{Traffic, in_short};
 
 #[tokio::test]
-async fn an_agent_that_is_killed_in_mid_pull_pulls_again_and_leaves_nothing_behind() {
+async fn an_agent_that_is_killed_in_mid_pull_asks_for_the_rest_and_leaves_nothing_behind() {
     let mut mesh = Mesh::start(Access::Anonymous, "").await;
     let large = padded(&module("add-header-v1"), 300_000);
     mesh.registry.publish("http", "v1", Layout::Artifact, &large).await;
@@ -37,8 +37,14 @@ async fn an_agent_that_is_killed_in_mid_pull_pulls_again_and_leaves_nothing_behi
     assert_eq!(files_below(&ingest), 0);
     assert_eq!(files_below(&mesh.agent.cache.join("v1/content/blobs")), 1);
     let pulls = mesh.registry.pulls().await;
-    let blobs = pulls.iter().filter(|pull| pull.path.contains("/blobs/")).count();
-    assert_eq!(blobs, 2, "the whole module again: {pulls:?}");
+    let blobs: Vec<u16> =
+        pulls.iter().filter(|pull| pull.path.contains("/blobs/")).map(|pull| pull.status).collect();
+    assert_eq!(blobs, [200, 206], "{pulls:?}");
+    let resumes = mesh.agent.metric("wasmferry_fetch_resumes_total{result=\"leftover\"}").await;
+    let saved = mesh.agent.metric("wasmferry_fetch_saved_bytes_total").await;
+    let fetched = mesh.agent.metric("wasmferry_fetched_bytes_total").await;
+    assert_eq!((resumes, saved + fetched), (1, large.len() as u64));
+    assert!(saved > 0);
 }
 
 /// Under load, with the registry stopped while the agent is away: asked to stop, then killed.

@@ -5,7 +5,7 @@ use std::os::unix::fs::{PermissionsExt, chown};
 
 use serde_json::json;
 
-use crate::support::agent::{Agent, Options, command};
+use crate::support::agent::{Agent, Options, command, program};
 use crate::support::bad_server::{BadServer, Reply};
 use crate::support::control_plane::Protocol;
 use crate::support::ecds::Ecds;
@@ -304,6 +304,51 @@ async fn a_store_on_a_read_only_mount_is_refused_by_name() {
         assert!(stderr.starts_with(&wanted) && stderr.lines().count() == 1, "{stderr}");
     }
     assert_eq!(tree(&cache), BTreeMap::new());
+}
+
+#[tokio::test]
+async fn a_folder_of_a_newer_format_is_left_alone_and_said_so_once() {
+    let world = World::new();
+    let file = world.write("filter.wasm", module("add-header-v1"), User::Agent, 0o644);
+    let newer = world.folder("cache/v2", User::Agent, 0o711);
+    world.write("cache/v2/anything", "of tomorrow", User::Agent, 0o600);
+    let cache = cache(&world);
+    let url = format!("file://{}", file.display());
+    let run = prefetch(&world, [url], &[("RUST_LOG", "wasmferry=info")]).await;
+    assert_eq!(run.code, Some(0), "{run:#?}");
+    let said = run.stderr.lines().filter(|line| line.contains("folder of a newer format")).count();
+    assert_eq!(said, 1, "{}", run.stderr);
+    assert!(run.stderr.contains(newer.to_str().unwrap()), "{}", run.stderr);
+    assert_eq!(std::fs::read(cache.join("v2/anything")).unwrap(), b"of tomorrow");
+}
+
+#[tokio::test]
+async fn a_store_is_made_and_shared_under_an_umask_that_takes_every_right_away() {
+    let world = World::new();
+    let server = BadServer::start(&world).await;
+    let urls = ["/a.wasm", "/b.wasm"].map(|path| server.put(path, Reply::ok(module("add-header-v1"))));
+    let cache = world.folder("home", User::Agent, 0o700).join("made/by/it");
+    for url in &urls {
+        let prefetch = ["prefetch", "--cache-dir", cache.to_str().unwrap(), url];
+        let mut program = program(&world, "masked", prefetch.map(Into::into));
+        let wasmferry = world.executable(&program.path);
+        program.args.splice(0..0, ["-c", "umask 0777; exec \"$0\" \"$@\""].map(Into::into));
+        program.args.insert(2, wasmferry.into());
+        program.path = "/bin/sh".into();
+        let output = program.run(&world).await;
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+    assert_eq!(payloads(&cache), digests([module("add-header-v1").as_slice()]));
+    for (path, entry) in tree(&cache) {
+        let inside = path == "v1/content" || path.starts_with("v1/content/");
+        let expected = match (entry.folder, inside) {
+            (true, true) => 0o700,
+            (true, false) => 0o711,
+            (false, _) if path.contains("/index/") || path.ends_with("/key") => 0o600,
+            (false, _) => 0o444,
+        };
+        assert_eq!(entry.mode, expected, "{path}: {:o}", entry.mode);
+    }
 }
 
 /// With everything that can be logged being logged, by every command that has a credential in its hands.

@@ -3,6 +3,7 @@
 mod auth;
 mod bodies;
 mod guard;
+mod resume;
 mod server;
 
 use std::collections::HashMap;

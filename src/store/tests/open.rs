@@ -174,19 +174,6 @@ fn an_inner_folder_that_is_too_narrow_is_opened_again() {
     assert_eq!(mode(&home.v1("public")), 0o711);
 }
 
-#[test]
-fn another_version_of_the_format_is_left_alone() {
-    let home = Home::new();
-    fs::create_dir(home.path()).unwrap();
-    chmod(&home.path(), 0o711);
-    fs::create_dir(home.path().join("v2")).unwrap();
-    chmod(&home.path().join("v2"), 0o777);
-    fs::write(home.path().join("v2/anything"), "of tomorrow").unwrap();
-    put(&home.store(), &Audience::Public, MODULE);
-    assert_eq!(fs::read(home.path().join("v2/anything")).unwrap(), b"of tomorrow");
-    assert_eq!(mode(&home.path().join("v2")), 0o777);
-}
-
 /// A file system in memory, unmounted at the end.
 struct Mount(PathBuf);
 

@@ -232,7 +232,8 @@ pub fn binary() -> PathBuf {
     std::env::var_os("WASMFERRY").unwrap_or_else(|| env!("CARGO_BIN_EXE_wasmferry").into()).into()
 }
 
-fn program(world: &World, name: &str, args: impl IntoIterator<Item = OsString>) -> Program {
+/// `wasmferry ARGS`, to be run as the agent's user.
+pub fn program(world: &World, name: &str, args: impl IntoIterator<Item = OsString>) -> Program {
     let home = world.folder("home", User::Agent, 0o700);
     Program {
         name: name.into(),

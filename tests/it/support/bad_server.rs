@@ -20,6 +20,7 @@ pub struct Seen {
     pub method: String,
     pub path: String,
     pub authorization: Option<String>,
+    pub range: Option<String>,
 }
 
 #[derive(Debug, Clone)]
@@ -36,6 +37,8 @@ pub enum Fault {
     None,
     /// The connection ends after so many bytes of the body.
     Cut(usize),
+    /// Silence after so many bytes of the body, for as long as the client waits.
+    Stalled(usize),
     /// The body waits for a permit, and uses it up.
     Held(Arc<Semaphore>),
 }
@@ -47,6 +50,14 @@ impl Reply {
 
     pub fn ok(body: impl Into<Vec<u8>>) -> Reply {
         Reply { body: body.into(), ..Reply::status(200) }
+    }
+
+    /// These bytes, or those of them that the request asks for.
+    pub fn part(body: &[u8], seen: &Seen) -> Reply {
+        let from = seen.range.as_ref().and_then(|range| range.strip_prefix("bytes=")?.strip_suffix('-'));
+        let Some(from) = from.and_then(|from| from.parse::<usize>().ok()) else { return Reply::ok(body) };
+        let range = format!("bytes {from}-{}/{}", body.len() - 1, body.len());
+        Reply { status: 206, ..Reply::ok(&body[from..]) }.header("content-range", &range)
     }
 
     pub fn header(mut self, name: &str, value: &str) -> Reply {
@@ -191,11 +202,12 @@ async fn read_request(stream: &mut TcpStream) -> Option<Seen> {
     let mut lines = head.lines();
     let mut first = lines.next()?.split(' ');
     let (method, path) = (first.next()?.to_owned(), first.next()?.to_owned());
-    let authorization = lines
-        .filter_map(|line| line.split_once(": "))
-        .find(|(name, _)| name.eq_ignore_ascii_case("authorization"))
-        .map(|(_, value)| value.to_owned());
-    Some(Seen { method, path, authorization })
+    let header = |wanted: &str| {
+        let mut headers = lines.clone().filter_map(|line| line.split_once(": "));
+        headers.find(|(name, _)| name.eq_ignore_ascii_case(wanted)).map(|(_, value)| value.to_owned())
+    };
+    let (authorization, range) = (header("authorization"), header("range"));
+    Some(Seen { method, path, authorization, range })
 }
 
 /// None where the connection has to end.
@@ -212,6 +224,11 @@ async fn write_reply(stream: &mut TcpStream, reply: Reply) -> Option<()> {
         Fault::Cut(after) => {
             stream.write_all(&body[..after]).await.ok()?;
             stream.shutdown().await.ok()?;
+            return None;
+        }
+        Fault::Stalled(after) => {
+            stream.write_all(&body[..after]).await.ok()?;
+            while stream.read(&mut [0; 64]).await.ok()? > 0 {}
             return None;
         }
         Fault::Held(permits) => permits.acquire().await.ok()?.forget(),

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use super::agent::command;
+use super::agent::{command, program};
+use super::process::Process;
 use super::registry::digest;
 use super::world::{User, World};
 
@@ -42,6 +43,16 @@ pub async fn prefetch(
         lines: lines.collect(),
         stderr: String::from_utf8(output.stderr).expect("UTF-8"),
     }
+}
+
+/// `wasmferry prefetch` of one URL into the world's store, begun.
+pub fn begin_prefetch(world: &World, name: &str, url: &str) -> Process {
+    let cache = cache(world);
+    let cache = cache.to_str().expect("a path in UTF-8");
+    let args = ["prefetch", "--output", "json", "--cache-dir", cache, url];
+    let mut program = program(world, name, args.map(Into::into));
+    program.env.push(("RUST_LOG".into(), "wasmferry=debug".into()));
+    program.start(world)
 }
 
 impl Prefetched {

@@ -1,0 +1,254 @@
+//! From the source into the store: who asks the source, and what of it is shared with whom.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use super::places::Place;
+use super::turn::Turn;
+use super::{
+    Asked, Download, Inner, Landed, Outcome, Progress, ResolveError, digest_key, manifest_is_expected,
+    source_key,
+};
+use crate::fetch::Located;
+use crate::module::{Module, ModuleUrl};
+
+impl Inner {
+    /// Asks the source, and downloads what the store does not have.
+    pub(super) async fn fetch(self: &Arc<Self>, asked: &Arc<Asked>, progress: &Arc<Progress>) -> Outcome {
+        match &asked.request.url {
+            ModuleUrl::Oci(_) => self.fetch_image(asked, progress).await,
+            ModuleUrl::Http(_) => self.fetch_url(asked, progress).await,
+            ModuleUrl::File(_) => self.fetch_body(asked, progress, asked.limit(), None).await,
+        }
+    }
+
+    /// The manifest first, which says whether the module is there already. Flights and claims are for
+    /// what it names: all questions that come to it share one download, whatever their policies.
+    async fn fetch_image(self: &Arc<Self>, asked: &Arc<Asked>, progress: &Arc<Progress>) -> Outcome {
+        let request = &asked.request;
+        let mut place = self.place(asked).await?;
+        // Waiting for a place is no fault of the source's.
+        let deadline = self.clock.now() + asked.limit();
+        let (module, index) = loop {
+            let located = self.locate(asked, deadline).await?;
+            let index = located.index();
+            let Some((manifest, claimed)) =
+                located.source().and_then(|manifest| Some((manifest, digest_key(&request.url, &manifest)?)))
+            else {
+                // Every image has a manifest.
+                return Err(Arc::new(ResolveError::Fault { url: request.url.to_string() }));
+            };
+            // Another tag, or the same one unmoved, may lead to what is there already.
+            let expected = manifest_is_expected(request, &located);
+            let known = move |inner: &Inner, asked: &Asked| inner.known(asked, manifest, expected);
+            if let Some(module) = self.blocking(asked, known).await? {
+                break (module, index);
+            }
+            let download = Download {
+                audience: asked.audience,
+                url: request.url.canonical(),
+                manifest,
+                payload: request.expected.filter(|_| !expected),
+            };
+            let (inner, its, progress) = (self.clone(), asked.clone(), progress.clone());
+            let flight = move || async move {
+                let (outcome, turn) =
+                    inner.download_in_turn(&its, located, claimed, deadline, &progress, place).await;
+                let rest = inner.remember_manifest(&its, &outcome, turn);
+                (Landed { outcome, limit: its.limit() }, rest)
+            };
+            match self.downloads.join_to_the_end(download, flight).await {
+                Some(landed) if landed.was_cut_short(asked.limit()) => place = self.place(asked).await?,
+                Some(landed) => break (landed.outcome?, index),
+                None => return Err(Arc::new(ResolveError::Fault { url: request.url.to_string() })),
+            }
+        };
+        self.blocking(asked, move |inner, asked| {
+            inner.remember(asked, &source_key(&asked.request), &module);
+            // Who follows a tag is told the index's digest.
+            if let Some(key) = index.and_then(|index| digest_key(&asked.request.url, &index)) {
+                inner.remember(asked, &key, &module);
+            }
+            Ok(module)
+        })
+        .await
+        .map_err(Arc::new)
+    }
+
+    /// Downloads what the manifest names, unless another flight or process has since it was looked for.
+    async fn download_in_turn(
+        self: &Arc<Self>,
+        asked: &Arc<Asked>,
+        located: Located,
+        claimed: String,
+        deadline: Instant,
+        progress: &Arc<Progress>,
+        place: Place,
+    ) -> (Outcome, Option<Turn>) {
+        let mut place = Some(place);
+        let turn = match self.turn(asked, claimed, deadline, &mut place).await {
+            Ok(turn) => turn,
+            Err(error) => return (Err(Arc::new(error)), None),
+        };
+        let expected = manifest_is_expected(&asked.request, &located);
+        let known = move |inner: &Inner, asked: &Asked| match located.source() {
+            Some(manifest) => Ok((inner.known(asked, manifest, expected)?, located)),
+            None => Ok((None, located)),
+        };
+        let outcome = match self.blocking(asked, known).await {
+            Err(error) => Err(Arc::new(error)),
+            Ok((Some(module), _)) => {
+                self.count_wait(&turn, true);
+                Ok(module)
+            }
+            Ok((None, located)) => {
+                self.count_wait(&turn, false);
+                let began = self.clock.now();
+                let place = match place {
+                    Some(place) => Ok(place),
+                    None => self.place(asked).await,
+                };
+                let deadline = deadline + (self.clock.now() - began);
+                match place {
+                    Ok(place) => self.download(asked, located, deadline, progress, place).await,
+                    Err(error) => Err(Arc::new(error)),
+                }
+            }
+        };
+        (outcome, Some(turn))
+    }
+
+    /// A URL says nothing of what is behind it before all of that has come: who asks for it at the same
+    /// time takes what another process brought meanwhile.
+    async fn fetch_url(self: &Arc<Self>, asked: &Arc<Asked>, progress: &Arc<Progress>) -> Outcome {
+        let deadline = self.clock.now() + asked.limit();
+        let before = self.blocking(asked, |inner, asked| inner.record(asked, &source_key(&asked.request)));
+        let before = before.await?;
+        let turn = self.turn(asked, asked.request.url.canonical(), deadline, &mut None).await?;
+        let brought = move |inner: &Inner, asked: &Asked| inner.brought_since(asked, before.as_ref());
+        let found = self.blocking(asked, brought).await?;
+        self.count_wait(&turn, found.is_some());
+        match found {
+            Some(module) => Ok(module),
+            None => {
+                let left = deadline.saturating_duration_since(self.clock.now());
+                self.fetch_body(asked, progress, left, Some(turn)).await
+            }
+        }
+    }
+
+    /// Downloads what has no manifest, and keeps its turn until the store has it and the index too.
+    async fn fetch_body(
+        self: &Arc<Self>,
+        asked: &Arc<Asked>,
+        progress: &Arc<Progress>,
+        limit: Duration,
+        turn: Option<Turn>,
+    ) -> Outcome {
+        let place = self.place(asked).await?;
+        let deadline = self.clock.now() + limit;
+        let located = self.locate(asked, deadline).await?;
+        let module = self.download(asked, located, deadline, progress, place).await?;
+        let remember = move |inner: &Inner, asked: &Asked| {
+            inner.remember(asked, &source_key(&asked.request), &module);
+            if asked.request.expected.is_some() {
+                // What is there is what is there, also for who expects nothing.
+                inner.remember(asked, &asked.request.url.canonical(), &module);
+            }
+            drop(turn);
+            Ok(module)
+        };
+        self.blocking(asked, remember).await.map_err(Arc::new)
+    }
+
+    async fn locate(&self, asked: &Asked, deadline: Instant) -> Result<Located, ResolveError> {
+        let located = asked.config.fetcher.locate(&asked.request, &asked.credential, deadline).await;
+        located.map_err(|source| asked.fetch_error(source))
+    }
+
+    /// A place among those who fetch from the same server.
+    pub(super) async fn place(&self, asked: &Asked) -> Result<Place, ResolveError> {
+        let place = self.places.take(asked.request.url.server()).await;
+        place.ok_or_else(|| ResolveError::Shutdown { url: asked.request.url.to_string() })
+    }
+
+    /// Downloads and checks. Where it went on with what an earlier pull left, and that was not the
+    /// beginning of what was promised, it is downloaded once more from its start.
+    async fn download(
+        self: &Arc<Self>,
+        asked: &Arc<Asked>,
+        located: Located,
+        deadline: Instant,
+        progress: &Arc<Progress>,
+        _place: Place,
+    ) -> Outcome {
+        let again = located.raw_layer().map(|_| located.again());
+        let (outcome, from) = self.download_once(asked, located, deadline, progress).await;
+        match (outcome, again) {
+            (Err(error), Some(again)) if from > 0 && error.is_of_other_bytes() => {
+                tracing::warn!(url = %asked.request.url, "what an earlier pull left was damaged: {error}");
+                self.download_once(asked, again, deadline, progress).await.0.map_err(Arc::new)
+            }
+            (outcome, _) => outcome.map_err(Arc::new),
+        }
+    }
+
+    /// Says how many bytes an earlier pull had left, too.
+    async fn download_once(
+        self: &Arc<Self>,
+        asked: &Arc<Asked>,
+        located: Located,
+        deadline: Instant,
+        progress: &Arc<Progress>,
+    ) -> (Result<Module, ResolveError>, u64) {
+        let (expected, layer) = (manifest_is_expected(&asked.request, &located), located.raw_layer());
+        progress.total.store(located.size().unwrap_or(0), Ordering::Relaxed);
+        let begin = move |inner: &Inner, asked: &Asked| inner.begin(asked, layer);
+        let ingest = match self.blocking(asked, begin).await {
+            Ok(ingest) => ingest,
+            Err(error) => return (Err(error), 0),
+        };
+        let from = ingest.size();
+        progress.done.store(from, Ordering::Relaxed);
+        let body = match asked.config.fetcher.open_from(located, from, deadline).await {
+            Ok(body) => body,
+            Err(source) => return (Err(asked.fetch_error(source)), from),
+        };
+        // Whoever reads blocks, and does not end with this future; what they read does.
+        let _ends_with_this = body.interrupt_on_drop();
+        let progress = progress.clone();
+        let take_in =
+            move |inner: &Inner, asked: &Asked| inner.take_in(asked, body, ingest, expected, &progress);
+        let outcome = self.blocking(asked, take_in).await;
+        if let Ok(module) = &outcome {
+            self.metrics.fetched_bytes.inc_by(module.size.saturating_sub(from));
+        }
+        (outcome, from)
+    }
+
+    /// Writes down where the manifest of a download led to. It only saves later downloads, among them
+    /// those of the processes that wait for the turn to end.
+    fn remember_manifest(
+        self: &Arc<Self>,
+        asked: &Arc<Asked>,
+        outcome: &Outcome,
+        turn: Option<Turn>,
+    ) -> impl Future<Output = ()> + Send + use<> {
+        let (inner, asked) = (self.clone(), asked.clone());
+        let module = outcome.as_ref().ok().filter(|module| !module.cached).cloned();
+        async move {
+            // Where nothing is written down, the turn ends with this.
+            let turn = turn;
+            let Some(module) = module else { return };
+            let Some(key) = digest_key(&asked.request.url, &module.source) else { return };
+            let remember = move |inner: &Inner, asked: &Asked| {
+                inner.remember(asked, &key, &module);
+                drop(turn);
+                Ok(())
+            };
+            // What went wrong was logged.
+            let _ = inner.blocking(&asked, remember).await;
+        }
+    }
+}
