@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::fs::{
-    AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat, StatVfsMountFlags, fchmod, fstat, fstatvfs, fsync,
-    linkat, mkdirat, openat, renameat, statat, unlinkat,
+    AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat, StatVfsMountFlags, Timespec, Timestamps, UTIME_OMIT,
+    fchmod, fstat, fstatvfs, fsync, linkat, mkdirat, openat, renameat, statat, unlinkat, utimensat,
 };
 use rustix::io::Errno;
 
@@ -51,6 +51,25 @@ pub(super) enum Found {
     Sound(u64),
     /// A file of ours that somebody may have written to.
     Unsound,
+}
+
+/// A regular file of ours, unopened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Inspected {
+    /// Bytes.
+    pub(super) size: u64,
+    /// How many names it has.
+    pub(super) names: u64,
+    /// What [`Folder::stamp`] gave it.
+    pub(super) stamp: u64,
+}
+
+/// The room on a file system, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Space {
+    /// For those without privileges.
+    pub(super) free: u64,
+    pub(super) total: u64,
 }
 
 /// Opens the folder that an operator named, after making it and its parents where they are missing.
@@ -261,6 +280,62 @@ impl Folder {
         })
     }
 
+    /// Looks at a file without opening it, where there is one. It must be regular and ours.
+    pub(super) fn inspect(&self, name: &str) -> Result<Option<Inspected>, StoreError> {
+        let path = self.path.join(name);
+        let inspect = || statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW);
+        let stat = match self.observer.raw(Operation::Inspect, &path, inspect) {
+            Ok(stat) => stat,
+            Err(Errno::NOENT) => return Ok(None),
+            Err(errno) => return Err(StoreError::new(Operation::Inspect, &path, errno)),
+        };
+        regular(&stat, &path)?;
+        owned(&stat, &path)?;
+        Ok(Some(Inspected {
+            size: u64::try_from(stat.st_size).unwrap_or_default(),
+            names: u64::from(stat.st_nlink),
+            stamp: u64::try_from(stat.st_mtime).unwrap_or_default(),
+        }))
+    }
+
+    /// Opens a file for its lock, and makes it first where it is missing.
+    pub(super) fn open_lock(&self, name: &str) -> Result<File, StoreError> {
+        loop {
+            if let Some(file) = self.open(name)? {
+                return Ok(file);
+            }
+            match self.create(name) {
+                Ok(file) => return file.set_mode(SECRET).map(|()| file),
+                // Another process was as quick.
+                Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Sets a file's time to so many seconds, which need not be those of any clock; `false` where there
+    /// is no such file.
+    pub(super) fn stamp(&self, name: &str, seconds: u64) -> Result<bool, StoreError> {
+        let path = self.path.join(name);
+        let times = Timestamps {
+            last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
+            last_modification: Timespec { tv_sec: i64::try_from(seconds).unwrap_or(i64::MAX), tv_nsec: 0 },
+        };
+        let stamp = || utimensat(&self.fd, name, &times, AtFlags::SYMLINK_NOFOLLOW);
+        match self.observer.raw(Operation::Stamp, &path, stamp) {
+            Ok(()) => Ok(true),
+            Err(Errno::NOENT) => Ok(false),
+            Err(errno) => Err(StoreError::new(Operation::Stamp, &path, errno)),
+        }
+    }
+
+    /// The room on the file system that this folder is on.
+    pub(super) fn space(&self) -> Result<Space, StoreError> {
+        let mount = self.observer.run(Operation::Inspect, &self.path, || fstatvfs(&self.fd))?;
+        let bytes = |blocks: u64| blocks.saturating_mul(mount.f_frsize);
+        Ok(self.observer.space(Space { free: bytes(mount.f_bavail), total: bytes(mount.f_blocks) }))
+    }
+
     /// Gives a file a second name; `false` where that name is taken.
     pub(super) fn link(&self, name: &str, to: &Folder, new: &str) -> Result<bool, StoreError> {
         let path = to.path.join(new);
@@ -283,6 +358,16 @@ impl Folder {
         let path = self.path.join(name);
         match self.observer.raw(Operation::Remove, &path, || unlinkat(&self.fd, name, AtFlags::empty())) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(errno) => Err(StoreError::new(Operation::Remove, &path, errno)),
+        }
+    }
+
+    /// Removes a folder in this one; `false` where there is something in it.
+    pub(super) fn remove_folder(&self, name: &str) -> Result<bool, StoreError> {
+        let path = self.path.join(name);
+        match self.observer.raw(Operation::Remove, &path, || unlinkat(&self.fd, name, AtFlags::REMOVEDIR)) {
+            Ok(()) | Err(Errno::NOENT) => Ok(true),
+            Err(Errno::NOTEMPTY | Errno::EXIST) => Ok(false),
             Err(errno) => Err(StoreError::new(Operation::Remove, &path, errno)),
         }
     }

@@ -12,11 +12,10 @@ use serde::{Deserialize, Serialize};
 
 use super::error::StoreError;
 use super::file::File;
-use super::fs::{SECRET, sync_together};
+use super::fs::Folder;
 use super::key::Purpose;
 use super::layout::Way;
-use super::temporary::Temporary;
-use super::{Audience, PayloadDigest, Record, Store};
+use super::{Audience, CredentialTag, PayloadDigest, Record, Store};
 use crate::digest::SourceDigest;
 
 const FORMAT: u32 = 1;
@@ -80,7 +79,7 @@ impl Store {
             self.drop_record();
             return Ok(None);
         };
-        let stored = self.view(audience, &record.payload)?;
+        let stored = self.find_view(audience, &record.payload)?;
         Ok(stored.filter(|stored| stored.size == record.size).map(|_| record))
     }
 
@@ -92,12 +91,19 @@ impl Store {
         if bytes.len() as u64 > LIMIT {
             return Err(StoreError::RecordTooLarge { size: bytes.len(), limit: LIMIT });
         }
-        let mut file = Temporary::create(&Way::ingest().make(self.root())?.folder, SECRET)?;
-        file.file().write_all(&bytes)?;
-        file.file().sync()?;
-        let place = Way::record(&key.hash).make(self.root())?;
-        file.rename(&place.folder, &key.file_name())?;
-        sync_together(&[&place.folder, &place.parent])
+        self.write_small(&Way::record(&key.hash), &key.file_name(), &bytes, || Ok(()))
+    }
+
+    /// Whether this is a record that leads to nothing any more. One that cannot be read is none.
+    pub(super) fn is_void_record(&self, folder: &Folder, name: &str) -> Result<bool, StoreError> {
+        let Ok(Some(file)) = folder.open(name) else { return Ok(false) };
+        let Some(entry) = read(file).filter(|entry| entry.format == FORMAT) else { return Ok(false) };
+        let audience = match entry.audience.strip_prefix("private:") {
+            Some(tag) => CredentialTag::from_hex(tag).map(Audience::Private),
+            None => Some(Audience::Public).filter(|_| entry.audience == "public"),
+        };
+        let Some((audience, payload)) = audience.zip(entry.payload.parse().ok()) else { return Ok(false) };
+        Ok(self.find_view(&audience, &payload)?.is_none())
     }
 
     pub(super) fn drop_record(&self) {

@@ -47,7 +47,11 @@ impl Store {
 /// The errors hold a [`StoreError`]: [`StoreError::from_io`] takes it out.
 impl Write for Ingest {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let written = self.file.file().write(bytes).inspect_err(|_| self.broken = true)?;
+        let written = match self.file.file().write(bytes) {
+            Err(StoreError::NoSpace { .. }) if self.store.free_some(self.size) => self.file.file().write(bytes),
+            written => written,
+        };
+        let written = written.inspect_err(|_| self.broken = true)?;
         // The kernel may take less than it was given.
         self.hash.update(bytes.get(..written).unwrap_or(bytes));
         self.size = self.size.saturating_add(written as u64);

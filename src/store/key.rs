@@ -23,6 +23,7 @@ pub(super) enum Purpose {
     Source,
     Entry,
     Note,
+    Lease,
 }
 
 pub(super) struct Key(Zeroizing<[u8; BYTES]>);
@@ -72,6 +73,7 @@ impl Key {
             Purpose::Source => b"wasmferry v1 source\0",
             Purpose::Entry => b"wasmferry v1 entry\0",
             Purpose::Note => b"wasmferry v1 note\0",
+            Purpose::Lease => b"wasmferry v1 lease\0",
         });
         for part in parts {
             mac.update(&(part.len() as u64).to_be_bytes());
