@@ -86,6 +86,8 @@ impl Inner {
         progress: &Progress,
     ) -> Result<Module, ResolveError> {
         let budgets = &asked.config.budgets;
+        // About as much as comes over the wire, where that is known.
+        self.store.make_room(progress.total.load(Ordering::Relaxed));
         let ingest = self.store.ingest().map_err(|source| asked.store_error(source))?;
         let following = ingest.follow().map_err(|source| asked.store_error(source))?;
         let ((finished, source), checked) = thread::scope(|scope| {

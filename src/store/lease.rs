@@ -25,11 +25,13 @@ pub struct View {
     pub payload: PayloadDigest,
 }
 
-/// The views that a node was given: by the resource's name, each with the age at which it was last seen
-/// to be needed.
+/// Views, each with the age at which it was last seen to be needed.
+pub type Views = BTreeMap<View, u64>;
+
+/// The views that a node was given, by the resource's name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Lease {
-    pub names: BTreeMap<String, BTreeMap<View, u64>>,
+    pub names: BTreeMap<String, Views>,
     /// Set where a lease was lost: then it may have been on anything.
     everything: Option<u64>,
 }
@@ -80,21 +82,23 @@ impl Lease {
     }
 
     /// The lease that comes in the place of this one.
-    pub fn followed_by(&self, names: BTreeMap<String, BTreeMap<View, u64>>) -> Self {
+    pub fn followed_by(&self, names: BTreeMap<String, Views>) -> Self {
         Self { names, everything: self.everything }
     }
 
-    /// The same views under the same names, whenever they were needed.
-    pub fn is_of_the_same(&self, other: &Self) -> bool {
-        let same = |(a, b): ((&String, &BTreeMap<View, u64>), (&String, &BTreeMap<View, u64>))| {
-            a.0 == b.0 && a.1.keys().eq(b.1.keys())
+    /// Whether it is on the same views under the same names as `other`, needed so many seconds of age
+    /// earlier at the most.
+    pub fn says_the_same(&self, other: &Self, within: u64) -> bool {
+        let same = |((name, ours), (other_name, others)): ((&String, &Views), (&String, &Views))| {
+            let fresh = |(sign, other): (&u64, &u64)| sign.saturating_add(within) >= *other;
+            name == other_name && ours.keys().eq(others.keys()) && ours.values().zip(others.values()).all(fresh)
         };
         self.names.len() == other.names.len() && self.names.iter().zip(&other.names).all(same)
     }
 
-    /// Whether this is a view that is leased under this name.
-    pub fn has(&self, name: &str, view: &View) -> bool {
-        self.names.get(name).is_some_and(|views| views.contains_key(view))
+    /// Whether it is on a view under this name that was needed at this age or later.
+    pub fn has(&self, name: &str, view: &View, since: u64) -> bool {
+        self.names.get(name).and_then(|views| views.get(view)).is_some_and(|sign| *sign >= since)
     }
 
     /// The payloads of all its views.
@@ -103,7 +107,7 @@ impl Lease {
     }
 
     fn entry(&self, node: &str) -> Entry {
-        let views = |views: &BTreeMap<View, u64>| views.iter().map(|(v, sign)| (v.name(), *sign)).collect();
+        let views = |views: &Views| views.iter().map(|(v, sign)| (v.name(), *sign)).collect();
         let names = self.names.iter().map(|(name, given)| (name.clone(), views(given))).collect();
         Entry { format: FORMAT, node: node.to_owned(), everything: self.everything, names }
     }

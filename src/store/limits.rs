@@ -49,6 +49,11 @@ impl Store {
         *self.0.limits.write().unwrap_or_else(PoisonError::into_inner) = limits;
     }
 
+    /// How long a lease lasts after its last sign of life, in seconds of the store's age.
+    pub fn lease_seconds(&self) -> u64 {
+        self.limits().lease.as_secs()
+    }
+
     pub(super) fn limits(&self) -> Limits {
         *self.0.limits.read().unwrap_or_else(PoisonError::into_inner)
     }

@@ -66,7 +66,7 @@ pub use self::collect::{COLLECTED, Collection};
 pub use self::error::{Operation, StoreError};
 pub use self::follow::Following;
 pub use self::ingest::{Finished, Ingest};
-pub use self::lease::{Lease, View};
+pub use self::lease::{Lease, View, Views};
 pub use self::limits::{Limits, MinFree};
 pub use self::notes::NOTE_LIMIT;
 pub use self::pins::Pin;

@@ -4,6 +4,7 @@
 mod control;
 mod end;
 mod fetches;
+mod leases;
 mod notes;
 mod refresh;
 
@@ -20,11 +21,13 @@ use tokio_util::sync::CancellationToken;
 use self::control::{Control, ReadWith};
 use self::end::End;
 use self::fetches::Fetches;
+use self::leases::{Held, leased};
 use self::notes::shown;
 use self::refresh::Refreshed;
 use super::budget::Budget;
 use super::frame::{Incoming, Message, Messages, STALL_LIMIT};
 use super::intercept::{self, INTERCEPTED};
+use super::leases::{self as node_leases, Leases};
 use super::machine::slot::Fetching;
 use super::machine::{Action, Failure, Machine, Settings, Variant};
 use super::memories::{Member, Memories};
@@ -62,6 +65,7 @@ pub struct Shared {
     pub metrics: Metrics,
     pub states: States,
     pub memories: Memories,
+    pub leases: Leases,
     /// Cancelled when the agent drains.
     pub shutdown: CancellationToken,
 }
@@ -96,6 +100,10 @@ struct Session {
     node_id: String,
     /// The stream's part in what is remembered of the node.
     member: Option<Member>,
+    /// Its part in what the node may open.
+    lease: Option<node_leases::Member>,
+    /// A response that waits for that to be written down.
+    held: Option<Held>,
 }
 
 /// Which call a stream is.
@@ -138,6 +146,8 @@ pub fn start(
         node_sent: false,
         node_id: String::new(),
         member: None,
+        lease: None,
+        held: None,
     };
     (envoy_body, session.run(from_envoy, control))
 }
@@ -157,8 +167,8 @@ impl Session {
             listener = &*self.listener, node = self.node_id, reason = %end, "stream ended"
         );
         self.machine.leave();
-        let Self { to_envoy, shared, entry, member, fetches, .. } = self;
-        drop((entry, member, fetches));
+        let Self { to_envoy, shared, entry, member, lease, fetches, .. } = self;
+        drop((entry, member, lease, fetches));
         match end {
             // What is queued may be what the peer does not read.
             End::EnvoyStalled(_) | End::FromEnvoy(_) => to_envoy.abort(Some(end.trailers())),
@@ -213,6 +223,7 @@ impl Session {
                 // Also where nothing follows from it.
                 self.publish();
             }
+            () = leased(&mut self.held) => return self.on_leased().map(|()| Step::On),
             Some(refreshed) = self.refreshes.join_next(), if !self.refreshes.is_empty() => {
                 self.on_refreshed(refreshed);
             }
@@ -259,6 +270,8 @@ impl Session {
             {
                 let member = self.shared.memories.join(&self.listener, id);
                 self.machine.remember_in(member.memory.clone());
+                let memory = Some(member.memory.clone());
+                self.lease = Some(self.shared.leases.join(&self.listener, id, memory));
                 self.member = Some(member);
             }
             self.node = Some(Bytes::copy_from_slice(node));
@@ -334,20 +347,13 @@ impl Session {
         self.fetches.keep(fetching.map(|(name, slot)| (name, slot.generation)));
         let actions = self.machine.actions(self.shared.clock.now());
         self.member.iter().for_each(Member::save);
+        let mut lease = self.lease();
         if actions.is_empty() {
             return Ok(());
         }
         for action in actions {
             match action {
-                Action::Respond(response) => {
-                    let message = Message::own(intercept::write_response(self.variant, &response));
-                    self.to_envoy.push(message).map_err(End::EnvoyStalled)?;
-                    self.shared
-                        .metrics
-                        .resources
-                        .get_or_create(&result("delivered"))
-                        .inc_by(response.resources.len() as u64);
-                }
+                Action::Respond(response) => self.respond(response, lease.take())?,
                 Action::Request(request) => {
                     let bytes = intercept::write_request(self.variant, &request, self.node.as_deref());
                     if self.node.is_some() {
