@@ -143,11 +143,7 @@ impl Metrics {
         );
         registry.register("store_leased_modules", "Modules that Envoys may open", m.store_leased.clone());
         registry.register("store_pinned_modules", "Modules that are pinned", m.store_pinned.clone());
-        registry.register(
-            "store_collected_modules",
-            "Modules that were removed",
-            m.store_collected.clone(),
-        );
+        registry.register("store_collected_modules", "Modules that were removed", m.store_collected.clone());
         registry.register_with_unit(
             "store_collection_time",
             "When the store was last looked through, since 1970",

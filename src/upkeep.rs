@@ -74,3 +74,56 @@ async fn blocking(
     // A panic in it has been printed.
     tokio::task::spawn_blocking(move || work(&store)).await.unwrap_or(Ok(()))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+    use std::time::SystemTime;
+
+    use super::*;
+    use crate::clock::ManualClock;
+    use crate::metrics::Metrics;
+    use crate::store::{Audience, Limits, MinFree, StoreConfig};
+
+    #[tokio::test]
+    async fn nothing_is_collected_in_the_first_ten_minutes_and_the_age_outlives_the_agent() {
+        let folder = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
+        let manual = ManualClock::new(SystemTime::UNIX_EPOCH);
+        let clock = Clock::Manual(manual.clone());
+        let config = StoreConfig { directory: folder.path().join("store") };
+        let store = Store::open(&config, clock.clone()).unwrap();
+        // Long unused, when the agent starts.
+        let mut ingest = store.ingest().unwrap();
+        ingest.write_all(b"module").unwrap();
+        let stored = ingest.finish().unwrap().commit(&Audience::Public).unwrap();
+        std::fs::write(folder.path().join("store/v1/content/age"), "100000").unwrap();
+        let limits =
+            Limits { expiry: Duration::from_secs(60), min_free: MinFree::Bytes(0), ..Limits::default() };
+        store.limit(limits);
+
+        let shutdown = CancellationToken::new();
+        let leases = Leases::new(store.clone(), Metrics::new().0);
+        let upkeep = tokio::spawn(run(store.clone(), leases, clock.clone(), shutdown.clone()));
+        let looked_through = async || {
+            while store.stats().counted_at != Some(clock.wall()) {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            // It sleeps when all else is done.
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        };
+        looked_through().await;
+        for minute in 1..=10 {
+            assert!(stored.path.exists(), "before minute {minute}");
+            assert_eq!((store.stats().entries, store.stats().bytes), (1, 6));
+            manual.advance(INTERVAL);
+            looked_through().await;
+        }
+        while stored.path.exists() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        manual.advance(Duration::from_secs(30));
+        shutdown.cancel();
+        upkeep.await.unwrap();
+        assert_eq!(Store::open(&config, clock).unwrap().age(), 100_630);
+    }
+}

@@ -15,8 +15,8 @@ use super::address::{InvalidAddress, ListenAddress, collide, parse_host};
 use super::reader::{Field, Place, Problems, Section};
 use super::units::parse_size;
 use super::{
-    Admin, Agent, Cache, Config, Fallback, Fetch, Health, Listener, Log, MinFree, Registry, Relay, Shutdown, Sources,
-    TagRefresh, Upstream, WasmBudgets, group,
+    Admin, Agent, Cache, Config, Fallback, Fetch, Health, Listener, Log, MinFree, Registry, Relay, Shutdown,
+    Sources, TagRefresh, Upstream, WasmBudgets, group,
 };
 use crate::yaml::Node;
 

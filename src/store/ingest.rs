@@ -48,7 +48,9 @@ impl Store {
 impl Write for Ingest {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let written = match self.file.file().write(bytes) {
-            Err(StoreError::NoSpace { .. }) if self.store.free_some(self.size) => self.file.file().write(bytes),
+            Err(StoreError::NoSpace { .. }) if self.store.free_some(self.size) => {
+                self.file.file().write(bytes)
+            }
             written => written,
         };
         let written = written.inspect_err(|_| self.broken = true)?;

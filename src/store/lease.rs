@@ -91,7 +91,9 @@ impl Lease {
     pub fn says_the_same(&self, other: &Self, within: u64) -> bool {
         let same = |((name, ours), (other_name, others)): ((&String, &Views), (&String, &Views))| {
             let fresh = |(sign, other): (&u64, &u64)| sign.saturating_add(within) >= *other;
-            name == other_name && ours.keys().eq(others.keys()) && ours.values().zip(others.values()).all(fresh)
+            name == other_name
+                && ours.keys().eq(others.keys())
+                && ours.values().zip(others.values()).all(fresh)
         };
         self.names.len() == other.names.len() && self.names.iter().zip(&other.names).all(same)
     }
@@ -148,7 +150,8 @@ impl Store {
     /// Writes down what a node was given, durably, in the place of what was written of it before. All of
     /// it counts as used now.
     pub fn write_lease(&self, node: &str, lease: &Lease) -> Result<(), StoreError> {
-        let bytes = serde_json::to_vec(&lease.entry(node)).map_err(|error| StoreError::from_io(error.into()))?;
+        let bytes =
+            serde_json::to_vec(&lease.entry(node)).map_err(|error| StoreError::from_io(error.into()))?;
         if bytes.len() as u64 > LIMIT {
             return Err(StoreError::RecordTooLarge { size: bytes.len(), limit: LIMIT });
         }

@@ -1,6 +1,8 @@
 //! Tests of the store, a file a behaviour, and what they share.
 
+mod aging;
 mod broken;
+mod collect;
 mod durable;
 pub(super) mod faults;
 mod index;

@@ -306,3 +306,5 @@ impl Drop for Member {
     }
 }
 
+#[cfg(test)]
+mod tests;

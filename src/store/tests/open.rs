@@ -42,7 +42,12 @@ fn modes_do_not_depend_on_the_umask() {
             match path.is_dir() {
                 true if secret => 0o700,
                 true => 0o711,
-                false if below.starts_with("v1/content/blobs") || path.extension().is_some_and(|e| e == "wasm") => 0o444,
+                false
+                    if below.starts_with("v1/content/blobs")
+                        || path.extension().is_some_and(|e| e == "wasm") =>
+                {
+                    0o444
+                }
                 false => 0o600,
             }
         };
@@ -55,7 +60,11 @@ fn modes_do_not_depend_on_the_umask() {
                 waiting.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
             }
         }
-        assert_eq!(seen, 14 + 8, "folders, and a key, an age, a lock, a payload, its use, two views, a record");
+        assert_eq!(
+            seen,
+            14 + 8,
+            "folders, and a key, an age, a lock, a payload, its use, two views, a record"
+        );
     }
 }
 
