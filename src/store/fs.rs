@@ -58,8 +58,7 @@ pub(super) enum Found {
 pub(super) struct Inspected {
     /// Bytes.
     pub(super) size: u64,
-    /// How many names it has.
-    pub(super) names: u64,
+    pub(super) has_other_names: bool,
     /// What [`Folder::stamp`] gave it.
     pub(super) stamp: u64,
 }
@@ -293,7 +292,7 @@ impl Folder {
         owned(&stat, &path)?;
         Ok(Some(Inspected {
             size: u64::try_from(stat.st_size).unwrap_or_default(),
-            names: u64::from(stat.st_nlink),
+            has_other_names: stat.st_nlink > 1,
             stamp: u64::try_from(stat.st_mtime).unwrap_or_default(),
         }))
     }

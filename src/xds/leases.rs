@@ -130,11 +130,10 @@ impl Leases {
     fn write(&self, node: &Node) {
         let _one = node.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let store = &self.0.store;
-        if node.state().written.is_none() {
-            match store.lease(&node.subject) {
-                Ok(lease) => node.state().restore(lease),
-                Err(error) => return self.failed(node, &error.to_string()),
-            }
+        // Each time: an agent that overlaps with this one may serve the same node.
+        match store.lease(&node.subject) {
+            Ok(lease) => node.state().restore(lease),
+            Err(error) => return self.failed(node, &error.to_string()),
         }
         let age = store.age();
         let (lease, known) = {
@@ -193,15 +192,25 @@ impl Node {
 }
 
 impl State {
-    /// Takes over what is on disk.
+    /// Takes over what is on disk. What this process did not write is an earlier one's, or that of another
+    /// agent, whose streams are none of ours.
     fn restore(&mut self, lease: Lease) {
+        let before = if self.written.is_some() { self.next_stream + 1 } else { 0 };
         for (name, views) in &lease.names {
-            let left = self.left.entry(name.clone()).or_default();
             for (view, sign) in views {
-                left.entry(*view).or_insert(Left { sign: *sign, before: 0 });
+                if self.written.as_ref().is_some_and(|written| written.has(name, view, 0)) {
+                    let known = self.left.get_mut(name).and_then(|left| left.get_mut(view));
+                    known.into_iter().for_each(|left| left.sign = left.sign.max(*sign));
+                } else {
+                    let left = self.left.entry(name.clone()).or_default();
+                    left.entry(*view).or_insert(Left { sign: *sign, before });
+                }
             }
         }
-        self.written_at = lease.names.values().flat_map(Views::values).copied().max().unwrap_or_default();
+        if self.written.is_none() {
+            let signs = lease.names.values().flat_map(Views::values);
+            self.written_at = signs.copied().max().unwrap_or_default();
+        }
         self.written = Some(lease);
     }
 
@@ -269,11 +278,12 @@ impl State {
 
 impl Member {
     /// From now on Envoy may open these, by name, and these alone of what this stream gave it; and
-    /// whether it has accepted a config under that name. To be awaited before it is told of them: then
-    /// that is on disk, or cannot be written. None where it is.
+    /// whether it has accepted a config under that name. Where it is to be told of them `now`, this is to
+    /// be awaited before: then they are on disk, or cannot be written. None where they are on disk.
     pub fn give<'a, Paths: Iterator<Item = &'a Path>>(
         &self,
         given: impl Iterator<Item = (&'a str, bool, Paths)>,
+        now: bool,
     ) -> Option<JoinHandle<()>> {
         let store = &self.leases.0.store;
         let given = given.map(|(name, settled, paths)| {
@@ -282,18 +292,16 @@ impl Member {
         });
         let part: Part = given.collect();
         let mut state = self.node.state();
-        if state.streams.get(&self.stream) == Some(&part) && state.written.is_some() && !state.unwritten {
-            return None;
-        }
-        state.unwritten = true;
-        if state.give(self.stream, part, store.age()) {
-            return None;
-        }
+        state.unwritten |= state.streams.get(&self.stream) != Some(&part);
+        let is_on_disk = state.give(self.stream, part, store.age());
         let payloads = state.streams.values().flat_map(Part::values).flat_map(|given| &given.views);
         let payloads = payloads.chain(state.left.values().flat_map(BTreeMap::keys));
         let payloads = payloads.map(|view| view.payload).collect();
         drop(state);
         store.hold(&self.node.subject, payloads);
+        if is_on_disk || !now {
+            return None;
+        }
         let (leases, node) = (self.leases.clone(), self.node.clone());
         Some(tokio::task::spawn_blocking(move || leases.write(&node)))
     }

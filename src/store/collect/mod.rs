@@ -301,7 +301,7 @@ impl Store {
         }
         // Those of credentials are looked for only where there are any.
         let found = blobs.as_ref().map(|blobs| blobs.inspect(&hex)).transpose()?.flatten();
-        if found.is_none_or(|found| found.names > 1)
+        if found.is_none_or(|found| found.has_other_names)
             && let Some(private) = Way::private().walk(self.root())?
         {
             for tag in private.names()? {

@@ -84,7 +84,7 @@ impl Scene {
 
 /// Gives paths by name, and says of each whether Envoy has accepted something.
 fn give(member: &Member, given: &[(&str, bool, &[&Path])]) -> Option<JoinHandle<()>> {
-    member.give(given.iter().map(|(name, settled, paths)| (*name, *settled, paths.iter().copied())))
+    member.give(given.iter().map(|(name, settled, paths)| (*name, *settled, paths.iter().copied())), true)
 }
 
 async fn given(member: &Member, what: &[(&str, bool, &[&Path])]) {
@@ -242,4 +242,56 @@ async fn nodes_that_are_gone_are_forgotten_and_their_leases_are_not() {
     scene.upkeep(60).await;
     scene.collect();
     assert!(a.exists());
+}
+
+#[tokio::test]
+async fn who_comes_while_it_is_written_waits_too() {
+    let scene = Scene::new();
+    let a = scene.module("a");
+    let member = scene.join();
+    let busy = member.node.writing.lock().unwrap();
+    let first = give(&member, &[("one", false, &[&a])]).unwrap();
+    let second = give(&member, &[("one", false, &[&a])]).unwrap();
+    assert!(!first.is_finished() && !second.is_finished());
+    drop(busy);
+    first.await.unwrap();
+    second.await.unwrap();
+    assert_eq!(scene.on_disk(), [named("one", &a)]);
+}
+
+#[tokio::test]
+async fn what_nobody_is_told_yet_is_written_within_a_minute_and_held_until_then() {
+    let scene = Scene::new();
+    let (a, b) = (scene.module("a"), scene.module("b"));
+    let member = scene.join();
+    given(&member, &[("one", true, &[&a])]).await;
+    let paths = [a.as_path(), b.as_path()];
+    assert!(member.give([("one", true, paths.into_iter())].into_iter(), false).is_none());
+    assert_eq!(scene.on_disk().len(), 1);
+    scene.pass(30);
+    scene.collect();
+    assert!(b.exists());
+    scene.upkeep(1).await;
+    assert_eq!(scene.on_disk().len(), 2);
+}
+
+#[tokio::test]
+async fn of_two_agents_with_one_node_each_leaves_the_others_part() {
+    let scene = Scene::new();
+    let (a, b) = (scene.module("a"), scene.module("b"));
+    let other = Leases::new(scene.store.clone(), scene.metrics.clone());
+    let (ours, theirs) = (scene.join(), other.join("listener", "node", None));
+    given(&ours, &[("one", true, &[&a])]).await;
+    given(&theirs, &[("one", true, &[&b])]).await;
+    for _ in 0..12 {
+        scene.upkeep(1).await;
+        other.renew().await;
+        assert_eq!(scene.on_disk().len(), 2);
+    }
+    // A later stream of the node moves on.
+    let later = other.join("listener", "node", None);
+    drop(ours);
+    given(&later, &[("one", true, &[&b])]).await;
+    other.renew().await;
+    assert_eq!(scene.on_disk(), [named("one", &b)]);
 }

@@ -25,15 +25,15 @@ pub(super) async fn leased(held: &mut Option<Held>) {
 }
 
 impl Session {
-    /// Leases what Envoy may open from now on, where that has changed; what to wait for before it is
-    /// told.
-    pub(super) fn lease(&mut self) -> Option<JoinHandle<()>> {
+    /// Leases what Envoy may open from now on, where that has changed; where it is told `now`, what to
+    /// wait for before that.
+    pub(super) fn lease(&mut self, now: bool) -> Option<JoinHandle<()>> {
         if !self.machine.take_given_changed() {
             return None;
         }
         // Where Envoy does not say who it is.
         let join = || self.shared.leases.join(&self.listener, "", None);
-        self.lease.get_or_insert_with(join).give(self.machine.given())
+        self.lease.get_or_insert_with(join).give(self.machine.given(), now)
     }
 
     /// Tells Envoy, once `lease` is written. There is one response out at a time, so that none is held

@@ -347,7 +347,8 @@ impl Session {
         self.fetches.keep(fetching.map(|(name, slot)| (name, slot.generation)));
         let actions = self.machine.actions(self.shared.clock.now());
         self.member.iter().for_each(Member::save);
-        let mut lease = self.lease();
+        let responds = actions.iter().any(|action| matches!(action, Action::Respond(_)));
+        let mut lease = self.lease(responds);
         if actions.is_empty() {
             return Ok(());
         }
