@@ -282,7 +282,7 @@ async fn of_two_agents_with_one_node_each_leaves_the_others_part() {
     let other = Leases::new(scene.store.clone(), scene.metrics.clone());
     let (ours, theirs) = (scene.join(), other.join("listener", "node", None));
     given(&ours, &[("one", true, &[&a])]).await;
-    given(&theirs, &[("one", true, &[&b])]).await;
+    given(&theirs, &[("one", false, &[&b])]).await;
     for _ in 0..12 {
         scene.upkeep(1).await;
         other.renew().await;
