@@ -12,7 +12,7 @@
 mod census;
 mod sweep;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 
 use self::census::Entry;
 use crate::store::error::StoreError;
@@ -76,6 +76,8 @@ pub(super) struct Counted {
     /// Neither, and used too short a time ago.
     pub(super) recent: u64,
     pub(super) removed: u64,
+    /// Were to be removed, and were needed or gone.
+    pub(super) missed: u64,
 }
 
 /// A collection under way.
@@ -88,6 +90,9 @@ pub struct Collection {
     pinned: BTreeSet<PayloadDigest>,
     ended_leases: Vec<String>,
     entries: Vec<Entry>,
+    /// Of this process, when it began to count.
+    arrivals: u64,
+    removals: [u64; COLLECTED.len()],
     counted: Counted,
 }
 
@@ -116,6 +121,8 @@ impl Collection {
             pinned: BTreeSet::new(),
             ended_leases: Vec::new(),
             entries: Vec::new(),
+            arrivals: 0,
+            removals: Default::default(),
             counted: Counted::default(),
         }
     }
@@ -139,7 +146,11 @@ impl Collection {
     fn advance(&mut self) -> Result<(), StoreError> {
         let state = std::mem::replace(&mut self.state, State::Done);
         self.state = match state {
-            State::Begin => State::Leases(self.store.lease_names()?),
+            State::Begin => {
+                let usage = self.store.usage().clone();
+                (self.arrivals, self.removals) = (usage.arrivals, usage.collected);
+                State::Leases(self.store.lease_names()?)
+            }
             State::Leases(mut names) => {
                 let rest = names.split_off(LEASES_A_STEP.min(names.len()));
                 self.ended_leases.extend(self.store.read_leases(&names, &mut self.leased)?);
@@ -160,7 +171,6 @@ impl Collection {
             },
             State::Choose => {
                 let doomed = self.choose()?;
-                self.publish();
                 match self.goal {
                     Goal::Count => State::Done,
                     _ => State::Remove(doomed),
@@ -204,9 +214,11 @@ impl Collection {
         let holds: BTreeSet<PayloadDigest> = self.store.holds().values().flatten().copied().collect();
         let mut counted = Counted::default();
         let mut free_to_go = Vec::new();
+        let mut counted_ones = HashSet::with_capacity(self.entries.len());
         for entry in std::mem::take(&mut self.entries) {
             counted.entries += 1;
             counted.bytes += entry.size;
+            counted_ones.insert(entry.payload);
             let is_leased = self.leased.everything
                 || self.leased.payloads.contains(&entry.payload)
                 || holds.contains(&entry.payload);
@@ -223,12 +235,12 @@ impl Collection {
             free_to_go.push(entry);
         }
         self.counted = counted;
+        let uncounted = self.publish(&counted_ones);
         free_to_go.sort_unstable_by_key(|entry| (entry.used, entry.payload));
 
         let coming = if let Goal::Room(size) = self.goal { size } else { 0 };
         let space = self.store.root().space()?;
-        let reserved = self.store.usage().reserved;
-        let mut held = counted.bytes.saturating_add(coming).saturating_add(reserved);
+        let mut held = counted.bytes.saturating_add(coming).saturating_add(uncounted);
         let mut free = space.free;
         let least = limits.min_free.bytes(space).saturating_add(coming);
         // Nothing goes for the sake of what does not fit anyway.
@@ -250,14 +262,26 @@ impl Collection {
         Ok(doomed)
     }
 
-    /// What was counted is known from now on.
-    fn publish(&self) {
+    /// What was counted is known from now on. Gives the bytes of what came in too late to be counted, or
+    /// is about to.
+    fn publish(&self, counted: &HashSet<PayloadDigest>) -> u64 {
         let counted_at = Some(self.store.clock().wall());
         let mut usage = self.store.usage();
-        usage.entries = self.counted.entries;
-        usage.bytes = Some(self.counted.bytes);
+        let is_counted = |of: &&(PayloadDigest, u64)| counted.contains(&of.0);
+        let sum =
+            |of: Vec<&(PayloadDigest, u64)>| (of.len() as u64, of.iter().map(|(_, size)| size).sum::<u64>());
+        let missed = sum(usage.arrived_after(self.arrivals).filter(|of| !is_counted(of)).collect());
+        // What is there and has not been said to be is counted when it is.
+        let early = sum(usage.arriving.iter().filter(is_counted).collect());
+        let coming = sum(usage.arriving.iter().filter(|of| !is_counted(of)).collect());
+        // Where another thread has removed something meanwhile, nobody knows what of that was counted.
+        if usage.collected == self.removals || usage.bytes.is_none() {
+            usage.entries = (self.counted.entries + missed.0).saturating_sub(early.0);
+            usage.bytes = Some((self.counted.bytes + missed.1).saturating_sub(early.1));
+        }
         (usage.leased, usage.pinned) = (self.counted.leased, self.counted.pinned);
         usage.counted_at = counted_at;
+        missed.1 + coming.1
     }
 
     /// Removes a few that nobody has begun to need.
@@ -271,7 +295,15 @@ impl Collection {
             let used = self.store.last_use(&entry.payload).ok().flatten();
             let is_held = self.store.holds().values().any(|held| held.contains(&entry.payload));
             if is_held || used != Some(entry.used) {
+                self.counted.missed += 1;
                 continue;
+            }
+            {
+                // Before it is gone: who counts meanwhile may count too much by that, and not too little.
+                let mut usage = self.store.usage();
+                usage.collected[*reason] += 1;
+                usage.entries = usage.entries.saturating_sub(1);
+                usage.bytes = usage.bytes.map(|bytes| bytes.saturating_sub(entry.size));
             }
             self.store.remove_payload(&entry.payload)?;
             tracing::info!(
@@ -281,10 +313,6 @@ impl Collection {
             self.counted.removed += 1;
             self.counted.entries = self.counted.entries.saturating_sub(1);
             self.counted.bytes = self.counted.bytes.saturating_sub(entry.size);
-            let mut usage = self.store.usage();
-            usage.collected[*reason] += 1;
-            usage.entries = usage.entries.saturating_sub(1);
-            usage.bytes = usage.bytes.map(|bytes| bytes.saturating_sub(entry.size));
         }
         Ok(())
     }

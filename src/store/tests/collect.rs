@@ -105,6 +105,29 @@ fn what_is_leased_pinned_or_just_used_stays_and_when_that_is_all_the_error_says_
 }
 
 #[test]
+fn modules_that_come_in_at_once_never_exceed_the_limit_nor_refuse_one_another() {
+    for _ in 0..30 {
+        let aged = Aged::new();
+        aged.limit(|limits| limits.max_bytes = 500);
+        for number in 0..5 {
+            put_one(&aged, number);
+        }
+        aged.pass(20 * MINUTE);
+        std::thread::scope(|scope| {
+            for number in 5..10 {
+                let aged = &aged;
+                scope.spawn(move || put_one(aged, number));
+            }
+            scope.spawn(|| collect(&aged.store));
+        });
+        assert_eq!(there(&aged), [5, 6, 7, 8, 9]);
+        assert!(aged.store.stats().bytes >= 500, "never too little");
+        collect(&aged.store);
+        assert_eq!((aged.store.stats().bytes, aged.store.stats().entries), (500, 5));
+    }
+}
+
+#[test]
 fn nothing_goes_for_what_does_not_fit_anyway() {
     let aged = Aged::new();
     aged.limit(|limits| limits.max_bytes = 300);
