@@ -3,7 +3,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -14,14 +14,16 @@ use crate::clock::Clock;
 use crate::config::{self, Config, ConfigError, Fallback};
 use crate::fetch::{FetchConfig, Fetcher, FileAccess};
 use crate::listen::{BindError, Bound, ListenAddress, SocketAccess, bind};
-use crate::metrics::{Metrics, ServingLabel, result};
+use crate::metrics::{Metrics, ReasonLabel, ServingLabel, result};
 use crate::resolve::{ResolveConfig, Resolver};
-use crate::store::{Store, StoreConfig, StoreError};
+use crate::store::{COLLECTED, Limits, MinFree, Store, StoreConfig, StoreError};
+use crate::upkeep;
 use crate::upstream::Upstream;
 use crate::upstream::directory::Folder;
 use crate::upstream::grpc::{ConnectError, ControlPlane};
 use crate::wasm;
 use crate::xds::budget::Budget;
+use crate::xds::leases::Leases;
 use crate::xds::listener;
 use crate::xds::machine::{Refresh, Settings};
 use crate::xds::memories::Memories;
@@ -61,6 +63,7 @@ pub struct App {
     shown: Arc<Shown>,
     readiness: Readiness,
     folder: Option<Folder>,
+    store: Store,
     tracker: TaskTracker,
 }
 
@@ -90,6 +93,15 @@ pub fn resolve_config(config: &Config, files: FileAccess, clock: &Clock) -> Reso
         limits: wasm::Limits { max_module_bytes: config.cache.max_module_bytes, ..wasm::Limits::default() },
         budgets: budgets(&config.wasm),
     }
+}
+
+/// What the store may hold, and for how long.
+pub fn store_limits(cache: &config::Cache) -> Limits {
+    let min_free = match cache.min_free {
+        config::MinFree::Bytes(bytes) => MinFree::Bytes(bytes),
+        config::MinFree::Percent(percent) => MinFree::Percent(percent),
+    };
+    Limits { max_bytes: cache.max_bytes, min_free, expiry: cache.expiry, lease: cache.lease }
 }
 
 fn budgets(wanted: &config::WasmBudgets) -> wasm::Budgets {
@@ -131,6 +143,7 @@ impl App {
         let tracker = TaskTracker::new();
         let readiness = Readiness::default();
         let store = Store::open(&StoreConfig { directory: config.cache.directory.clone() }, clock.clone())?;
+        store.limit(store_limits(&config.cache));
         let (upstream, folder) = match &agent.upstream {
             config::Upstream::Grpc(address) => (Upstream::Grpc(Box::new(ControlPlane::new(address)?)), None),
             config::Upstream::Directory(path) => {
@@ -178,12 +191,13 @@ impl App {
             requests_budget: budget.part(config.relay.in_flight_bytes / REQUESTS_SHARE),
             budget,
             clock: clock.clone(),
+            leases: Leases::new(store.clone(), metrics.clone()),
             metrics,
             states,
-            memories: Memories::load(store, clock.clone()),
+            memories: Memories::load(store.clone(), clock.clone()),
             shutdown: CancellationToken::new(),
         });
-        Ok(Self { config, shared, relay, clock, listeners, admin, shown, readiness, folder, tracker })
+        Ok(Self { config, shared, relay, clock, listeners, admin, shown, readiness, folder, store, tracker })
     }
 
     /// Where Envoys can connect, with the real ports, in the configuration's order.
@@ -228,6 +242,12 @@ impl App {
             self.shared.settings.clone(),
             self.shared.shutdown.clone(),
         ));
+        self.tracker.spawn(upkeep::run(
+            self.store.clone(),
+            self.shared.leases.clone(),
+            self.clock.clone(),
+            self.shared.shutdown.clone(),
+        ));
         self.readiness.ready();
         tracing::info!(version = env!("CARGO_PKG_VERSION"), "ready");
         let mut stop = std::pin::pin!(stop);
@@ -269,6 +289,7 @@ impl App {
         let files = FileAccess::Below(config.sources.file.clone());
         self.shared.resolver.reconfigure(resolve_config(&config, files, &self.clock));
         self.relay.send_replace(relay_settings(&config));
+        self.store.limit(store_limits(&config.cache));
         tracing::info!(changed = changes.now.join(", "), "the configuration was reloaded");
         // What waits for a restart keeps its old value, so that it is named again next time.
         self.config = config.with_fixed_of(&self.config);
@@ -294,6 +315,15 @@ fn refresh(
         for (serving, count) in states.serving() {
             metrics.serving.get_or_create(&ServingLabel { serving }).set(count);
         }
+        metrics.store_bytes.set(stats.bytes);
+        metrics.store_leased.set(stats.leased);
+        metrics.store_pinned.set(stats.pinned);
+        for (reason, count) in COLLECTED.into_iter().zip(stats.collected) {
+            let collected = metrics.store_collected.get_or_create(&ReasonLabel { reason });
+            collected.inc_by(count.saturating_sub(collected.get()));
+        }
+        let since_1970 = stats.counted_at.and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok());
+        metrics.store_collection_time.set(since_1970.unwrap_or_default().as_secs());
         if let Some(snapshots) = &snapshots {
             let problems = snapshots.borrow().problems().len();
             metrics.plugin_problems.set(i64::try_from(problems).unwrap_or(i64::MAX));

@@ -63,6 +63,9 @@ pub mod upstream;
 // The relay and the engine.
 pub mod xds;
 
+// What an agent does for its store: its age, leases, garbage collection.
+pub mod upkeep;
+
 // Health, metrics, state.
 pub mod admin;
 

@@ -17,6 +17,12 @@ pub struct ResultLabel {
     pub result: &'static str,
 }
 
+/// One label called `reason`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ReasonLabel {
+    pub reason: &'static str,
+}
+
 /// Whose message it was.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct MessageLabels {
@@ -64,6 +70,17 @@ pub struct Metrics {
     pub store_modules: Gauge,
     /// Index records that could not be read and were dropped.
     pub store_dropped_records: Gauge,
+    /// Bytes of the modules in the store.
+    pub store_bytes: Gauge<u64, AtomicU64>,
+    /// Modules that Envoys may open at any time.
+    pub store_leased: Gauge<u64, AtomicU64>,
+    pub store_pinned: Gauge<u64, AtomicU64>,
+    /// Modules that were removed: `max_bytes`, `min_free`, `expiry`.
+    pub store_collected: Family<ReasonLabel, Counter>,
+    /// When the modules in the store were last counted, and perhaps some removed, in seconds since 1970.
+    pub store_collection_time: Gauge<u64, AtomicU64>,
+    /// Leases that could not be written.
+    pub lease_failures: Counter,
     /// Reloads of the configuration: `applied`, `invalid`.
     pub reloads: Family<ResultLabel, Counter>,
     /// Plugin files of a directory upstream that cannot be used.
@@ -92,6 +109,12 @@ impl Metrics {
             fetched_bytes: Counter::default(),
             store_modules: Gauge::default(),
             store_dropped_records: Gauge::default(),
+            store_bytes: Gauge::default(),
+            store_leased: Gauge::default(),
+            store_pinned: Gauge::default(),
+            store_collected: Family::default(),
+            store_collection_time: Gauge::default(),
+            lease_failures: Counter::default(),
             reloads: Family::default(),
             plugin_problems: Gauge::default(),
             bytes_in_flight: Gauge::default(),
@@ -147,6 +170,26 @@ impl Metrics {
             "store_dropped_records",
             "Index records that could not be read",
             m.store_dropped_records.clone(),
+        );
+        registry.register_with_unit(
+            "store",
+            "Bytes of the modules in the store",
+            Unit::Bytes,
+            m.store_bytes.clone(),
+        );
+        registry.register("store_leased_modules", "Modules that Envoys may open", m.store_leased.clone());
+        registry.register("store_pinned_modules", "Modules that are pinned", m.store_pinned.clone());
+        registry.register("store_collected_modules", "Modules that were removed", m.store_collected.clone());
+        registry.register_with_unit(
+            "store_collection_time",
+            "When the store was last looked through, since 1970",
+            Unit::Seconds,
+            m.store_collection_time.clone(),
+        );
+        registry.register(
+            "store_lease_failures",
+            "Leases that could not be written",
+            m.lease_failures.clone(),
         );
         registry.register("config_reloads", "Reloads of the configuration", m.reloads.clone());
         registry.register(

@@ -80,6 +80,9 @@ pub struct PrefetchArgs {
     /// Where the store is [default: cache.directory, else the user's cache directory]
     #[arg(long, value_name = "DIR", value_parser = absolute())]
     pub cache_dir: Option<PathBuf>,
+    /// Keep these modules in the store whatever it may hold, until they are unpinned
+    #[arg(long)]
+    pub pin: bool,
     /// What to print on standard output
     #[arg(long, value_enum, default_value_t)]
     pub output: Output,

@@ -5,7 +5,9 @@ use std::path::Path;
 
 use rustix::fs::{FsWord, statfs};
 
-use crate::config::{Config, ListenAddress, Listener, Upstream, UpstreamAddress, show_duration, show_size};
+use crate::config::{
+    Config, ListenAddress, Listener, MinFree, Upstream, UpstreamAddress, show_duration, show_size,
+};
 
 /// What `check` prints.
 #[derive(Debug)]
@@ -91,6 +93,18 @@ fn engine_lines(config: &Config) -> Vec<(&'static str, String)> {
     let module = show_size(cache.max_module_bytes);
     let mut lines = vec![
         ("store", format!("modules of at most {module} in {}", cache.directory.display())),
+        (
+            "keep",
+            format!(
+                "at most {} of them, each for {} after its last use, and {} of the disk free",
+                show_size(cache.max_bytes),
+                show_duration(cache.expiry),
+                match cache.min_free {
+                    MinFree::Bytes(bytes) => show_size(bytes),
+                    MinFree::Percent(percent) => format!("{percent}%"),
+                }
+            ),
+        ),
         (
             "fetch",
             format!(
@@ -179,6 +193,7 @@ admin: {listen: "unix:/run/admin.sock"}
                hold         at most 512MiB in messages, 64MiB of them for a peer that does not read\n  \
                stop         within 10s of SIGTERM\n  \
                store        modules of at most 8MiB in /proc\n  \
+               keep         at most 10GiB of them, each for 24h after its last use, and 5% of the disk free\n  \
                fetch        4 at once from one server, each within 2m and never 30s without a byte\n  \
                follow       tags that move in a.io, b.io, looking every 5m\n  \
                read         file:// in resources below /a, /b\n  \

@@ -14,7 +14,7 @@ use tokio_util::task::TaskTracker;
 
 use super::CliError;
 use super::args::{Output, PrefetchArgs};
-use crate::app::resolve_config;
+use crate::app::{resolve_config, store_limits};
 use crate::clock::Clock;
 use crate::config::{Config, Environment};
 use crate::fetch::FileAccess;
@@ -22,7 +22,7 @@ use crate::metrics::Metrics;
 use crate::module::{Module, ModuleRequest, ModuleUrl, PullSecret};
 use crate::resolve::{Progress, ResolveError, Resolver};
 use crate::secret::Secret;
-use crate::store::{Store, StoreConfig};
+use crate::store::{Pin, Store, StoreConfig, StoreError};
 use crate::upstream::directory::plugin;
 
 /// How often a bar moves.
@@ -47,7 +47,7 @@ pub fn prefetch(args: &PrefetchArgs, config: &Config, environment: &Environment)
     }
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(CliError::Runtime)?;
-    let failed = runtime.block_on(fetch_all(wanted, config, args.output));
+    let failed = runtime.block_on(fetch_all(wanted, config, args));
     // Each has ended and been told of. What keeps idle connections is not waited for.
     runtime.shutdown_background();
     let failed = failed?;
@@ -102,13 +102,15 @@ fn read_source(number: usize, source: &str, secret: &PullSecret) -> Result<Vec<W
 }
 
 /// Fetches them all; how many failed.
-async fn fetch_all(wanted: Vec<Wanted>, config: &Config, output: Output) -> Result<usize, CliError> {
+async fn fetch_all(wanted: Vec<Wanted>, config: &Config, args: &PrefetchArgs) -> Result<usize, CliError> {
+    let output = args.output;
     let clock = Clock::System;
     let store = Store::open(&StoreConfig { directory: config.cache.directory.clone() }, clock.clone())?;
+    store.limit(store_limits(&config.cache));
     let (metrics, _registry) = Metrics::new();
     let tracker = TaskTracker::new();
     let resolver = Resolver::new(
-        store,
+        store.clone(),
         // Whoever types a command may read what they name.
         resolve_config(config, FileAccess::Any, &clock),
         config.fetch.concurrency,
@@ -143,12 +145,29 @@ async fn fetch_all(wanted: Vec<Wanted>, config: &Config, output: Output) -> Resu
             failed += 1;
             continue;
         };
-        failed += usize::from(outcome.is_err());
+        let pinned = match &outcome {
+            Ok(module) if args.pin => pin(&store, module, &url).await,
+            _ => Ok(()),
+        };
+        failed += usize::from(outcome.is_err() || pinned.is_err());
         bars.suspend(|| print(output, &url, &outcome)).map_err(CliError::Output)?;
+        if let Err(error) = pinned {
+            tracing::error!(url, "cannot pin the module: {error}");
+        }
     }
     tracker.close();
     tracker.wait().await;
     Ok(failed)
+}
+
+/// Keeps a module until it is unpinned.
+async fn pin(store: &Store, module: &Module, url: &str) -> Result<(), StoreError> {
+    let pin = Pin { payload: module.payload, url: url.to_owned(), who: "prefetch".to_owned() };
+    let store = store.clone();
+    match tokio::task::spawn_blocking(move || store.pin(&pin)).await {
+        Ok(outcome) => outcome,
+        Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+    }
 }
 
 fn print(output: Output, url: &str, outcome: &Result<Module, Arc<ResolveError>>) -> io::Result<()> {

@@ -24,7 +24,7 @@ impl Config {
         // Taken apart whole, so that a new key cannot be forgotten here.
         let Self {
             agent,
-            cache: Cache { directory, max_module_bytes },
+            cache: Cache { directory, max_module_bytes, max_bytes, min_free, expiry, lease },
             sources,
             registries,
             fetch:
@@ -44,6 +44,10 @@ impl Config {
             ("sources", *sources != old.sources),
             ("registries", *registries != old.registries),
             ("cache.max_module_bytes", *max_module_bytes != old.cache.max_module_bytes),
+            ("cache.max_bytes", *max_bytes != old.cache.max_bytes),
+            ("cache.min_free", *min_free != old.cache.min_free),
+            ("cache.expiry", *expiry != old.cache.expiry),
+            ("cache.lease", *lease != old.cache.lease),
             ("fetch.timeout", *timeout != old.fetch.timeout),
             ("fetch.progress_timeout", *progress_timeout != old.fetch.progress_timeout),
             ("fetch.hold", *hold != old.fetch.hold),

@@ -99,6 +99,22 @@ pub struct Cache {
     pub directory: PathBuf,
     /// A larger module is an error.
     pub max_module_bytes: u64,
+    /// Of all modules together.
+    pub max_bytes: u64,
+    /// What is to be left of the file system.
+    pub min_free: MinFree,
+    /// How long a module that nobody uses stays, while an agent is ready.
+    pub expiry: Duration,
+    /// How long one that an Envoy was given stays after the last sign of that Envoy, while an agent is
+    /// ready.
+    pub lease: Duration,
+}
+
+/// Room on a file system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MinFree {
+    Bytes(u64),
+    Percent(u8),
 }
 
 /// What a resource may name beside registries and web servers.

@@ -13,9 +13,10 @@ use ipnet::IpNet;
 
 use super::address::{InvalidAddress, ListenAddress, collide, parse_host};
 use super::reader::{Field, Place, Problems, Section};
+use super::units::parse_size;
 use super::{
-    Admin, Agent, Cache, Config, Fallback, Fetch, Health, Listener, Log, Registry, Relay, Shutdown, Sources,
-    TagRefresh, Upstream, WasmBudgets, group,
+    Admin, Agent, Cache, Config, Fallback, Fetch, Health, Listener, Log, MinFree, Registry, Relay, Shutdown,
+    Sources, TagRefresh, Upstream, WasmBudgets, group,
 };
 use crate::yaml::Node;
 
@@ -30,6 +31,13 @@ const MIN_TAG_REFRESH: Duration = Duration::from_secs(10);
 
 const DEFAULT_MODE: u32 = 0o660;
 const DEFAULT_MODULE_BYTES: u64 = 256 * MIB;
+const DEFAULT_STORE_BYTES: u64 = 10 * GIB;
+const MAX_STORE_BYTES: u64 = 16 << 40;
+const DEFAULT_MIN_FREE: MinFree = MinFree::Percent(5);
+const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
+const MIN_EXPIRY: Duration = Duration::from_secs(60);
+/// Longer than a node is remembered, so that what is kept for it is there.
+const MIN_LEASE: Duration = Duration::from_secs(15 * 60);
 /// The largest message that a control plane may send has to fit the budget for all.
 const MAX_MESSAGE_BYTES: u64 = 256 * MIB;
 const MAX_BUDGET: u64 = 100_000_000;
@@ -166,7 +174,14 @@ fn upstream(section: &mut Section) -> Option<Upstream> {
 impl Cache {
     /// Stands in where the section is no map; never seen by anyone.
     fn nowhere() -> Self {
-        Self { directory: PathBuf::new(), max_module_bytes: 0 }
+        Self {
+            directory: PathBuf::new(),
+            max_module_bytes: 0,
+            max_bytes: 0,
+            min_free: MinFree::Bytes(0),
+            expiry: DAY,
+            lease: DAY,
+        }
     }
 }
 
@@ -180,9 +195,28 @@ fn cache(section: &mut Section, default: Option<PathBuf>) -> Cache {
         None => default,
     };
     let max_module_bytes = section.take("max_module_bytes").and_then(|field| field.size(KIB..=4 * GIB));
+    let max_bytes = section.take("max_bytes").and_then(|field| field.size(KIB..=MAX_STORE_BYTES));
+    let min_free = section.take("min_free").and_then(|field| field.parsed_or_number(min_free));
+    let expiry = section.take("expiry").and_then(|field| field.duration(MIN_EXPIRY..=YEAR));
+    let lease = section.take("lease").and_then(|field| field.duration(MIN_LEASE..=YEAR));
     Cache {
         directory: directory.unwrap_or_default(),
         max_module_bytes: max_module_bytes.unwrap_or(DEFAULT_MODULE_BYTES),
+        max_bytes: max_bytes.unwrap_or(DEFAULT_STORE_BYTES),
+        min_free: min_free.unwrap_or(DEFAULT_MIN_FREE),
+        expiry: expiry.unwrap_or(DAY),
+        lease: lease.unwrap_or(DAY),
+    }
+}
+
+fn min_free(text: &str) -> Result<MinFree, &'static str> {
+    const WHY: &str = "not a size or a percentage up to 50%, as in 1GiB or 5%";
+    match text.strip_suffix('%') {
+        Some(percent) => {
+            let percent = percent.parse().ok().filter(|percent| *percent <= 50 && !text.starts_with('+'));
+            percent.map(MinFree::Percent).ok_or(WHY)
+        }
+        None => parse_size(text).map(MinFree::Bytes).map_err(|_| WHY),
     }
 }
 

@@ -19,6 +19,10 @@ upstream:
 cache:
   directory: /var/lib/wasmferry
   max_module_bytes: 8MiB
+  max_bytes: 1GiB
+  min_free: 2GiB
+  expiry: 1h
+  lease: 2h
 sources:
   file: [/plugins, /more]
 registries:
@@ -106,7 +110,14 @@ fn every_key_is_read() {
             ],
             upstream: Upstream::Grpc("http://127.0.0.1:15012".parse().unwrap()),
         }),
-        cache: Cache { directory: "/var/lib/wasmferry".into(), max_module_bytes: 8 << 20 },
+        cache: Cache {
+            directory: "/var/lib/wasmferry".into(),
+            max_module_bytes: 8 << 20,
+            max_bytes: 1 << 30,
+            min_free: MinFree::Bytes(2 << 30),
+            expiry: Duration::from_secs(3600),
+            lease: Duration::from_secs(2 * 3600),
+        },
         sources: Sources { file: vec!["/plugins".into(), "/more".into()] },
         registries: BTreeMap::from([
             ("registry.example:5000".to_owned(), Registry { plain_http: true }),
@@ -146,7 +157,16 @@ fn every_key_is_read() {
 fn what_is_unset_or_null_has_its_default() {
     let config = parse(BASE).unwrap();
     assert_eq!(config.agent.as_ref().unwrap().listeners[0].mode, 0o660);
-    assert_eq!(config.cache, Cache { directory: "/home/cache".into(), max_module_bytes: 256 << 20 });
+    let day = Duration::from_secs(24 * 3600);
+    let cache = Cache {
+        directory: "/home/cache".into(),
+        max_module_bytes: 256 << 20,
+        max_bytes: 10 << 30,
+        min_free: MinFree::Percent(5),
+        expiry: day,
+        lease: day,
+    };
+    assert_eq!(config.cache, cache);
     assert_eq!(config.sources.file, Vec::<PathBuf>::new());
     assert_eq!(
         (config.fetch.timeout, config.fetch.progress_timeout, config.fetch.concurrency),
@@ -167,7 +187,8 @@ fn an_unknown_key_is_named_with_its_line_and_never_its_value() {
     refuses_line("pasword: hunter2", &format!("pasword: unknown key; known are {known}"));
     refuses_line(
         "cache: {directory: /c, max_module_byte: 1MiB}",
-        "cache.max_module_byte: unknown key; known are directory, max_module_bytes",
+        "cache.max_module_byte: unknown key; known are directory, max_module_bytes, max_bytes, min_free, expiry, \
+         lease",
     );
     refuses_listener(
         "{address: unix:/a, Mode: x}",
@@ -498,6 +519,10 @@ fn every_key_is_either_taken_over_at_once_or_named_for_a_restart() {
             "sources",
             "registries",
             "cache.max_module_bytes",
+            "cache.max_bytes",
+            "cache.min_free",
+            "cache.expiry",
+            "cache.lease",
             "fetch.timeout",
             "fetch.progress_timeout",
             "fetch.hold",

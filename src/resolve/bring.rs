@@ -203,8 +203,14 @@ impl Inner {
         progress: &Arc<Progress>,
     ) -> (Result<Module, ResolveError>, u64) {
         let (expected, layer) = (manifest_is_expected(&asked.request, &located), located.raw_layer());
-        progress.total.store(located.size().unwrap_or(0), Ordering::Relaxed);
-        let begin = move |inner: &Inner, asked: &Asked| inner.begin(asked, layer);
+        // About as much as comes over the wire, where that is known.
+        let total = located.size().unwrap_or(0);
+        progress.total.store(total, Ordering::Relaxed);
+        let begin = move |inner: &Inner, asked: &Asked| {
+            let ingest = inner.begin(asked, layer)?;
+            inner.store.make_room(total.saturating_sub(ingest.size()));
+            Ok(ingest)
+        };
         let ingest = match self.blocking(asked, begin).await {
             Ok(ingest) => ingest,
             Err(error) => return (Err(error), 0),

@@ -1,7 +1,5 @@
 //! Payloads where they stay, and the audiences' views of them.
 
-use std::sync::atomic::Ordering;
-
 use super::error::{Operation, StoreError};
 use super::fs::{Folder, Found};
 use super::layout::{Place, Way, view_name};
@@ -10,8 +8,23 @@ use super::{Audience, PayloadDigest, Store, Stored};
 
 impl Store {
     /// The audience's view of a payload, where it has one and that is whole: read-only, ours, and
-    /// as long as the payload itself. Anything but a regular file of ours is an error.
+    /// as long as the payload itself. Anything but a regular file of ours is an error. It counts as
+    /// used, and stays for at least ten minutes of the store's age.
     pub fn view(&self, audience: &Audience, payload: &PayloadDigest) -> Result<Option<Stored>, StoreError> {
+        let _used = self.in_use()?;
+        let found = self.find_view(audience, payload)?;
+        if found.is_some() {
+            self.note_use(payload);
+        }
+        Ok(found)
+    }
+
+    /// The same for who does not hand it out.
+    pub(super) fn find_view(
+        &self,
+        audience: &Audience,
+        payload: &PayloadDigest,
+    ) -> Result<Option<Stored>, StoreError> {
         let Some(blobs) = Way::blob(payload).walk(self.root())? else { return Ok(None) };
         let Some(views) = Way::view(audience, payload).walk(self.root())? else { return Ok(None) };
         let name = view_name(payload);
@@ -32,6 +45,9 @@ impl Store {
         size: u64,
         audience: &Audience,
     ) -> Result<(Stored, [Place; 2]), StoreError> {
+        let room = self.reserve(payload, size)?;
+        let used = self.in_use()?;
+        self.stamp_use(payload)?;
         let blob = Way::blob(payload).make(self.root())?;
         let view = Way::view(audience, payload).make(self.root())?;
         let name = view_name(payload);
@@ -44,8 +60,9 @@ impl Store {
             }
             return Err(error);
         }
+        drop(used);
         if is_new {
-            self.0.entries.fetch_add(1, Ordering::Relaxed);
+            room.keep();
         }
         let stored = Stored { path: view.folder.path().join(name), payload: *payload, size };
         // Also where nothing is new: who put it there may not have come this far.

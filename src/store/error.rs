@@ -26,6 +26,7 @@ pub enum Operation {
     Link,
     Rename,
     Remove,
+    Stamp,
 }
 
 impl fmt::Display for Operation {
@@ -48,6 +49,7 @@ impl fmt::Display for Operation {
             Self::Link => "create the link",
             Self::Rename => "rename a file to",
             Self::Remove => "remove",
+            Self::Stamp => "set the time of",
         })
     }
 }
@@ -86,6 +88,13 @@ pub enum StoreError {
     NoSpace { path: PathBuf },
 
     #[error(
+        "the module has {size} bytes and does not fit into the store, which may hold {limit} and holds \
+         {held} in {modules} modules; of these {leased} are leased by Envoys, {pinned} pinned and {recent} \
+         used within the last ten minutes: raise cache.max_bytes"
+    )]
+    Full { size: u64, limit: u64, held: u64, modules: u64, leased: u64, pinned: u64, recent: u64 },
+
+    #[error(
         "the path of the store, {path:?}, is not UTF-8 text, so that no resource could name a file in it"
     )]
     NotText { path: PathBuf },
@@ -121,6 +130,7 @@ impl StoreError {
             Self::Link { .. } => "store_link",
             Self::ReadOnly { .. } => "store_read_only",
             Self::NoSpace { .. } => "store_no_space",
+            Self::Full { .. } => "store_full",
             Self::NotText { .. } => "store_not_text",
             Self::Key { .. } => "store_key",
             Self::RecordTooLarge { .. } => "store_record_too_large",
@@ -155,7 +165,7 @@ impl From<StoreError> for io::Error {
     fn from(error: StoreError) -> Self {
         let kind = match &error {
             StoreError::Io { source, .. } => source.kind(),
-            StoreError::NoSpace { .. } => io::ErrorKind::StorageFull,
+            StoreError::NoSpace { .. } | StoreError::Full { .. } => io::ErrorKind::StorageFull,
             StoreError::ReadOnly { .. } => io::ErrorKind::ReadOnlyFilesystem,
             _ => io::ErrorKind::Other,
         };

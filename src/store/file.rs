@@ -44,6 +44,11 @@ impl File {
         self.run(Operation::Lock, || flock(&self.fd, FlockOperation::LockExclusive))
     }
 
+    /// Waits for a share of the file's lock.
+    pub(super) fn lock_shared(&self) -> Result<(), StoreError> {
+        self.run(Operation::Lock, || flock(&self.fd, FlockOperation::LockShared))
+    }
+
     /// Takes the file's lock unless another opening has it.
     pub(super) fn try_lock(&self) -> Result<bool, StoreError> {
         let lock = || flock(&self.fd, FlockOperation::NonBlockingLockExclusive);

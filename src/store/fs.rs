@@ -13,8 +13,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::fs::{
-    AtFlags, CWD, Dir, FileType, FlockOperation, Mode, OFlags, Stat, StatVfsMountFlags, chmodat, fchmod,
-    flock, fstat, fstatvfs, fsync, linkat, mkdirat, openat, renameat, statat, unlinkat,
+    AtFlags, CWD, Dir, FileType, FlockOperation, Mode, OFlags, Stat, StatVfsMountFlags, Timespec, Timestamps,
+    UTIME_OMIT, chmodat, fchmod, flock, fstat, fstatvfs, fsync, linkat, mkdirat, openat, renameat, statat,
+    unlinkat, utimensat,
 };
 use rustix::io::Errno;
 
@@ -62,8 +63,16 @@ pub(super) struct Inspected {
     /// Whether it has no other name.
     pub(super) only_name: bool,
     pub(super) mode: u32,
-    /// When it was last written to, in seconds since 1970.
+    /// When it was last written to, in seconds since 1970, or what [`Folder::stamp`] gave it.
     pub(super) stamp: u64,
+}
+
+/// The room on a file system, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Space {
+    /// For those without privileges.
+    pub(super) free: u64,
+    pub(super) total: u64,
 }
 
 /// Opens the folder that an operator named, after making it and its parents where they are missing.
@@ -357,6 +366,44 @@ impl Folder {
             Ok(size) if stat.st_mode & 0o7777 == READ_ONLY => Found::Sound(size),
             _ => Found::Unsound,
         })
+    }
+
+    /// Opens a file for its lock, and makes it first where it is missing.
+    pub(super) fn open_lock(&self, name: &str) -> Result<File, StoreError> {
+        loop {
+            if let Some(file) = self.open(name)? {
+                return Ok(file);
+            }
+            match self.create(name) {
+                Ok(file) => return file.set_mode(SECRET).map(|()| file),
+                // Another process was as quick.
+                Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Sets a file's time to so many seconds, which need not be those of any clock; `false` where there
+    /// is no such file.
+    pub(super) fn stamp(&self, name: &str, seconds: u64) -> Result<bool, StoreError> {
+        let path = self.path.join(name);
+        let times = Timestamps {
+            last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
+            last_modification: Timespec { tv_sec: i64::try_from(seconds).unwrap_or(i64::MAX), tv_nsec: 0 },
+        };
+        let stamp = || utimensat(&self.fd, name, &times, AtFlags::SYMLINK_NOFOLLOW);
+        match self.observer.raw(Operation::Stamp, &path, stamp) {
+            Ok(()) => Ok(true),
+            Err(Errno::NOENT) => Ok(false),
+            Err(errno) => Err(StoreError::new(Operation::Stamp, &path, errno)),
+        }
+    }
+
+    /// The room on the file system that this folder is on.
+    pub(super) fn space(&self) -> Result<Space, StoreError> {
+        let mount = self.observer.run(Operation::Inspect, &self.path, || fstatvfs(&self.fd))?;
+        let bytes = |blocks: u64| blocks.saturating_mul(mount.f_frsize);
+        Ok(self.observer.space(Space { free: bytes(mount.f_bavail), total: bytes(mount.f_blocks) }))
     }
 
     /// Gives a file a second name; `false` where that name is taken.

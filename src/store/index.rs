@@ -12,11 +12,11 @@ use serde::{Deserialize, Serialize};
 
 use super::error::StoreError;
 use super::file::File;
-use super::fs::{SECRET, sync_together};
+use super::fs::{Folder, SECRET, sync_together};
 use super::key::Purpose;
 use super::layout::{Place, Way};
 use super::temporary::Temporary;
-use super::{Audience, PayloadDigest, Record, Store};
+use super::{Audience, CredentialTag, PayloadDigest, Record, Store};
 use crate::digest::SourceDigest;
 
 const FORMAT: u32 = 1;
@@ -71,6 +71,7 @@ impl PreparedRecord {
     /// In the place of the record that there was. The folders are to be synced.
     pub(super) fn take_place(mut self) -> Result<Place, StoreError> {
         let place = Way::record(&self.key.hash).make(self.store.root())?;
+        let _used = self.store.in_use()?;
         self.file.rename(&place.folder, &self.key.file_name())?;
         Ok(place)
     }
@@ -93,7 +94,7 @@ impl Store {
             self.drop_record();
             return Ok(None);
         };
-        let stored = self.view(audience, &record.payload)?;
+        let stored = self.find_view(audience, &record.payload)?;
         Ok(stored.filter(|stored| stored.size == record.size).map(|_| record))
     }
 
@@ -121,6 +122,18 @@ impl Store {
         file.file().write_all(&bytes)?;
         file.file().sync()?;
         Ok(PreparedRecord { store: self.clone(), key, file })
+    }
+
+    /// Whether this is a record that leads to nothing any more. One that cannot be read is none.
+    pub(super) fn is_void_record(&self, folder: &Folder, name: &str) -> Result<bool, StoreError> {
+        let Ok(Some(file)) = folder.open(name) else { return Ok(false) };
+        let Some(entry) = read(file).filter(|entry| entry.format == FORMAT) else { return Ok(false) };
+        let audience = match entry.audience.strip_prefix("private:") {
+            Some(tag) => CredentialTag::from_hex(tag).map(Audience::Private),
+            None => Some(Audience::Public).filter(|_| entry.audience == "public"),
+        };
+        let Some((audience, payload)) = audience.zip(entry.payload.parse().ok()) else { return Ok(false) };
+        Ok(self.find_view(&audience, &payload)?.is_none())
     }
 
     pub(super) fn drop_record(&self) {

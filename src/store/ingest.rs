@@ -50,7 +50,13 @@ impl Store {
 /// The errors hold a [`StoreError`]: [`StoreError::from_io`] takes it out.
 impl Write for Ingest {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let written = self.file.file().write(bytes).inspect_err(|_| {
+        let written = match self.file.file().write(bytes) {
+            Err(StoreError::NoSpace { .. }) if self.store.free_some(self.size) => {
+                self.file.file().write(bytes)
+            }
+            written => written,
+        };
+        let written = written.inspect_err(|_| {
             self.broken = true;
             self.file.keep(false);
         })?;

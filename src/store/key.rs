@@ -25,6 +25,7 @@ pub(super) enum Purpose {
     Note,
     Claim,
     Partial,
+    Lease,
 }
 
 pub(super) struct Key(Zeroizing<[u8; BYTES]>);
@@ -75,6 +76,7 @@ impl Key {
             Purpose::Note => b"wasmferry v1 note\0",
             Purpose::Claim => b"wasmferry v1 claim\0",
             Purpose::Partial => b"wasmferry v1 partial\0",
+            Purpose::Lease => b"wasmferry v1 lease\0",
         });
         for part in parts {
             mac.update(&(part.len() as u64).to_be_bytes());

@@ -83,6 +83,26 @@ impl Way {
         Self::content().to("notes", OWNER_ONLY)
     }
 
+    /// What the streams of nodes were last given.
+    pub(super) fn leases() -> Self {
+        Self::content().to("leases", OWNER_ONLY)
+    }
+
+    /// What is to stay.
+    pub(super) fn pins() -> Self {
+        Self::content().to("pins", OWNER_ONLY)
+    }
+
+    /// The last uses of all payloads.
+    pub(super) fn uses() -> Self {
+        Self::content().to("uses", OWNER_ONLY)
+    }
+
+    /// The last uses of the payloads that begin like this one.
+    pub(super) fn used(payload: &PayloadDigest) -> Self {
+        Self::uses().to(first_byte(payload.as_bytes()), OWNER_ONLY)
+    }
+
     /// The views of what anybody may have.
     pub(super) fn public() -> Self {
         Self::version().to("public", PASSAGE)
@@ -101,7 +121,7 @@ impl Way {
         }
     }
 
-    fn to(mut self, name: impl Into<Cow<'static, str>>, mode: u32) -> Self {
+    pub(super) fn to(mut self, name: impl Into<Cow<'static, str>>, mode: u32) -> Self {
         self.0.push((name.into(), mode));
         self
     }

@@ -12,6 +12,12 @@
 //!       ingest/part-HEX     0600 the same where it can be continued; stays for the next pull
 //!       flights/HEX         0600 what is being brought, locked by who does; HEX a keyed hash
 //!       notes/HEX.json      0600 what the agent wrote down for its next start
+//!       leases/HEX.json     0600 what a node was given; HEX a keyed hash of which
+//!       pins/HEX            0600 a payload that stays
+//!       uses/HH/HEX         0600 empty; its time is the last use of a payload, in the store's age
+//!       age                 0600 seconds during which an agent was ready
+//!       age.lock            0600 locked by the agent that counts them
+//!       lock                0600 shared by those who use something, and not by those who remove it
 //!       key                 0600 32 random bytes
 //!     public/HH/HEX.wasm    0444 view for everybody: a hard link into blobs
 //!     private/TAG/HEX.wasm  0444 view for one credential; TAG a keyed hash of it
@@ -23,12 +29,14 @@
 //! A payload is written to `ingest`, hashed as it streams, synced, linked into `blobs`, linked into
 //! the view, and the folders are synced. A name outside of `ingest` thus never stands for less than
 //! the whole module. Any number of processes and threads of one user may do this at once: names
-//! appear in one step, the loser of a race uses the winner's file, and the only locks are those on
-//! files in `ingest` (`temporary.rs`) and in `flights` (`claim.rs`), and one that all share on the
-//! version's folder (`versions.rs`). A folder that somebody removes from under a running process
-//! is made again.
+//! appear in one step, the loser of a race uses the winner's file, and what is removed (`collect/`) is
+//! removed while nobody uses the store. The locks and their order are in `lock.rs`; files in `ingest`
+//! (`temporary.rs`) and in `flights` (`claim.rs`) have their own, and all share one on the version's folder
+//! (`versions.rs`). A folder that somebody removes from under a running process is made again.
 
+mod age;
 mod claim;
+mod collect;
 mod content;
 mod error;
 mod file;
@@ -38,31 +46,45 @@ mod index;
 mod ingest;
 mod key;
 mod layout;
+mod lease;
+mod limits;
+mod lock;
 mod notes;
 mod observer;
 mod partial;
+mod pins;
+mod room;
+mod small;
 mod temporary;
 #[cfg(test)]
 mod tests;
+mod uses;
 mod versions;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, RwLock};
 use std::time::SystemTime;
 
 pub use self::claim::Claim;
+pub use self::collect::{COLLECTED, Collection};
 pub use self::error::{Operation, StoreError};
 pub use self::follow::Following;
 pub use self::index::PreparedRecord;
 pub use self::ingest::{Finished, Ingest};
+pub use self::lease::{Lease, View, Views};
+pub use self::limits::{Limits, MinFree};
 pub use self::notes::NOTE_LIMIT;
+pub use self::pins::Pin;
 
+use self::age::Aging;
 use self::fs::{Folder, sync_together};
 use self::key::{Key, Purpose};
 use self::layout::Way;
+use self::lease::Holds;
 use self::observer::Observer;
+use self::room::Usage;
 use crate::clock::Clock;
 use crate::digest::{PayloadDigest, SourceDigest};
 
@@ -81,9 +103,15 @@ pub struct Store(Arc<Inner>);
 struct Inner {
     root: Folder,
     key: Key,
-    entries: AtomicU64,
-    dropped_records: AtomicU64,
     clock: Clock,
+    limits: RwLock<Limits>,
+    aging: Mutex<Aging>,
+    /// What this process keeps for its streams.
+    holds: Mutex<Holds>,
+    usage: Mutex<Usage>,
+    /// One thread at a time makes room for what comes in.
+    making_room: Mutex<()>,
+    dropped_records: AtomicU64,
     /// Locked for as long as the store is open.
     _version: Folder,
 }
@@ -129,8 +157,17 @@ pub struct Stored {
 /// Counts for the metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stats {
-    /// Payloads: those found when the store was opened, and those put there by this process since.
+    /// Payloads: those found when they were last counted, and those put there by this process since.
     pub entries: u64,
+    /// Theirs; 0 until they were first counted.
+    pub bytes: u64,
+    /// How many of them were leased and pinned when they were last counted.
+    pub leased: u64,
+    pub pinned: u64,
+    /// How many this process has removed, for each of the reasons of [`COLLECTED`].
+    pub collected: [u64; COLLECTED.len()],
+    /// When they were last counted, by wall time.
+    pub counted_at: Option<SystemTime>,
     pub dropped_records: u64,
 }
 
@@ -167,8 +204,20 @@ impl Store {
         }
         let took = clock.now().saturating_duration_since(started);
         tracing::debug!(directory = %root.path().display(), entries, swept, ?took, "opened the store");
-        let (entries, dropped_records) = (AtomicU64::new(entries), AtomicU64::new(0));
-        Ok(Self(Arc::new(Inner { root, key, entries, dropped_records, clock, _version: version })))
+        let store = Self(Arc::new(Inner {
+            root,
+            key,
+            clock,
+            limits: RwLock::default(),
+            aging: Mutex::default(),
+            holds: Mutex::default(),
+            usage: Mutex::new(Usage { entries, ..Usage::default() }),
+            making_room: Mutex::default(),
+            dropped_records: AtomicU64::new(0),
+            _version: version,
+        }));
+        store.load_age()?;
+        Ok(store)
     }
 
     /// What stands for a credential in this store.
@@ -178,7 +227,16 @@ impl Store {
 
     /// Counts for the metrics; reads no disk.
     pub fn stats(&self) -> Stats {
-        Stats { entries: self.0.entries.load(Ordering::Relaxed), dropped_records: self.dropped_records() }
+        let usage = self.usage().clone();
+        Stats {
+            entries: usage.entries,
+            bytes: usage.bytes.unwrap_or_default(),
+            leased: usage.leased,
+            pinned: usage.pinned,
+            collected: usage.collected,
+            counted_at: usage.counted_at,
+            dropped_records: self.dropped_records(),
+        }
     }
 
     /// The absolute path of the store's folder, all links resolved.
@@ -192,6 +250,10 @@ impl Store {
 
     fn key(&self) -> &Key {
         &self.0.key
+    }
+
+    fn clock(&self) -> &Clock {
+        &self.0.clock
     }
 }
 
@@ -209,6 +271,11 @@ impl CredentialTag {
     /// 64 lower-case hex digits.
     pub fn hex(&self) -> String {
         hex::encode(self.0)
+    }
+
+    fn from_hex(text: &str) -> Option<Self> {
+        let mut bytes = [0; 32];
+        hex::decode_to_slice(text, &mut bytes).ok().map(|()| Self(bytes))
     }
 }
 

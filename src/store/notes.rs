@@ -6,10 +6,8 @@ use std::io::Read as _;
 
 use super::Store;
 use super::error::StoreError;
-use super::fs::{SECRET, sync_together};
 use super::key::Purpose;
 use super::layout::Way;
-use super::temporary::Temporary;
 
 /// The longest note in bytes that is written or read.
 pub const NOTE_LIMIT: u64 = 16 << 20;
@@ -20,12 +18,7 @@ impl Store {
         if note.len() as u64 > NOTE_LIMIT {
             return Err(StoreError::RecordTooLarge { size: note.len(), limit: NOTE_LIMIT });
         }
-        let mut file = Temporary::create(&Way::ingest().make(self.root())?.folder, SECRET)?;
-        file.file().write_all(note)?;
-        file.file().sync()?;
-        let place = Way::notes().make(self.root())?;
-        file.rename(&place.folder, &self.note_name(subject))?;
-        sync_together(&[&place.folder, &place.parent])
+        self.write_small(&Way::notes(), &self.note_name(subject), note, || Ok(()))
     }
 
     /// All notes. One that cannot be read is left out and counted as a dropped record.

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::error::{Operation, StoreError};
+use super::fs::Space;
 
 /// Sees each operation before it is done.
 #[derive(Clone, Debug, Default)]
@@ -33,6 +34,15 @@ impl Observer {
             Self::None => length,
             #[cfg(test)]
             Self::Faults(faults) => faults.write_limit(length),
+        }
+    }
+
+    /// The room on the file system, or what is said to be there.
+    pub(super) fn space(&self, real: Space) -> Space {
+        match self {
+            Self::None => real,
+            #[cfg(test)]
+            Self::Faults(faults) => faults.space().unwrap_or(real),
         }
     }
 

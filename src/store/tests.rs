@@ -1,7 +1,9 @@
 //! Tests of the store, a file a behaviour, and what they share.
 
+mod aging;
 mod broken;
 mod claims;
+mod collect;
 mod durable;
 pub(super) mod faults;
 mod index;

@@ -103,7 +103,7 @@ impl Memories {
 
     /// A stream of this node begins.
     pub fn join(&self, listener: &str, node: &str) -> Member {
-        let subject = hex::encode(hash(&[listener.as_bytes(), node.as_bytes()]));
+        let subject = subject(listener, node);
         let now = self.0.clock.now();
         let mut nodes = self.nodes();
         let entry = nodes.entry(subject.clone()).or_insert_with(|| Entry {
@@ -212,6 +212,11 @@ impl Memories {
         };
         let _ = tokio::task::spawn_blocking(forget).await;
     }
+}
+
+/// What a node is called on disk, before that is hashed with the store's key.
+pub(super) fn subject(listener: &str, node: &str) -> String {
+    hex::encode(hash(&[listener.as_bytes(), node.as_bytes()]))
 }
 
 impl Note {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 use wasmferry::config::{Config, Environment, Loader, Overrides};
-use wasmferry::metrics::{MessageLabels, Metrics, ServingLabel, result};
+use wasmferry::metrics::{MessageLabels, Metrics, ReasonLabel, ServingLabel, result};
 use wasmferry::wasm::Budgets;
 
 fn root() -> &'static Path {
@@ -171,6 +171,12 @@ fn the_table_of_metrics_has_every_metric() {
         fetched_bytes: _,
         store_modules: _,
         store_dropped_records: _,
+        store_bytes: _,
+        store_leased: _,
+        store_pinned: _,
+        store_collected,
+        store_collection_time: _,
+        lease_failures: _,
         reloads,
         plugin_problems: _,
         bytes_in_flight: _,
@@ -181,6 +187,7 @@ fn the_table_of_metrics_has_every_metric() {
         family.get_or_create(&result("any")).inc();
     }
     serving.get_or_create(&ServingLabel { serving: "current" }).set(1);
+    store_collected.get_or_create(&ReasonLabel { reason: "any" }).inc();
     messages.get_or_create(&MessageLabels { from: "envoy", intercepted: "true" }).inc();
     let mut text = String::new();
     prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();

@@ -22,6 +22,7 @@ mod harness;
 mod hot_restart;
 mod hungry_modules;
 mod image;
+mod leases;
 mod listeners;
 mod metrics;
 mod nacks;

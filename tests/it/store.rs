@@ -65,8 +65,8 @@ async fn a_module_lies_once_in_the_content_and_its_views_are_links_that_nobody_c
         let expected = match (folder, inside) {
             (true, true) => 0o700,
             (true, false) => 0o711,
-            (false, _) if path.contains("/index/") || path.ends_with("/key") => 0o600,
-            (false, _) => 0o444,
+            (false, _) if path.contains("/blobs/") || path.ends_with(".wasm") => 0o444,
+            (false, _) => 0o600,
         };
         assert_eq!((*mode, *its), (expected, owner), "{path}: {mode:o}");
     }

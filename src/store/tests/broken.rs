@@ -213,5 +213,5 @@ fn an_early_sync_that_fails_discards_the_module() {
     finished.start_sync();
     let error = finished.commit(&Audience::Public).unwrap_err();
     assert!(matches!(error, StoreError::Io { operation: Operation::Sync, .. }), "{error}");
-    assert_eq!(files(&home.path()).len(), 1, "the key");
+    assert_eq!(files(&home.path()).len(), 2, "the key and the age");
 }

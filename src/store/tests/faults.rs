@@ -7,6 +7,7 @@ use std::sync::Mutex;
 use rustix::io::Errno;
 
 use crate::store::error::Operation;
+use crate::store::fs::Space;
 
 /// Sees the store's operations and fails some of them.
 #[derive(Debug, Default)]
@@ -17,6 +18,7 @@ struct State {
     plan: Option<Plan>,
     interlude: Option<(Operation, Box<dyn FnOnce() + Send>)>,
     short_writes: bool,
+    space: Option<Space>,
     seen: Vec<(Operation, PathBuf)>,
 }
 
@@ -58,6 +60,15 @@ impl Faults {
     /// From here on every write takes a few bytes at most.
     pub(in crate::store) fn shorten_writes(&self) {
         self.0.lock().unwrap().short_writes = true;
+    }
+
+    /// From here on the file system has this much room.
+    pub(in crate::store) fn leave_space(&self, free: u64, total: u64) {
+        self.0.lock().unwrap().space = Some(Space { free, total });
+    }
+
+    pub(in crate::store) fn space(&self) -> Option<Space> {
+        self.0.lock().unwrap().space
     }
 
     pub(in crate::store) fn before(&self, operation: Operation, path: &Path) -> rustix::io::Result<()> {

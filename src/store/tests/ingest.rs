@@ -44,7 +44,7 @@ fn what_is_dropped_leaves_nothing() {
     let mut finished = write(&store, MODULE);
     finished.start_sync();
     drop(finished);
-    assert_eq!(files(&home.path()).len(), 1, "the key");
+    assert_eq!(files(&home.path()).len(), 2, "the key and the age");
     assert_eq!(store.stats().entries, 0);
 }
 

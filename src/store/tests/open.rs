@@ -39,12 +39,16 @@ fn modes_do_not_depend_on_the_umask() {
         let expected = |path: &Path| {
             let below = path.strip_prefix(home.path()).unwrap();
             let secret = below.starts_with("v1/content");
-            let name = path.file_name().unwrap();
             match path.is_dir() {
                 true if secret => 0o700,
                 true => 0o711,
-                false if name == "key" || path.extension().is_some_and(|e| e == "json") => 0o600,
-                false => 0o444,
+                false
+                    if below.starts_with("v1/content/blobs")
+                        || path.extension().is_some_and(|e| e == "wasm") =>
+                {
+                    0o444
+                }
+                false => 0o600,
             }
         };
         let mut seen = 0;
@@ -56,7 +60,11 @@ fn modes_do_not_depend_on_the_umask() {
                 waiting.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
             }
         }
-        assert_eq!(seen, 12 + 5, "folders, and a key, a payload, two views, a record");
+        assert_eq!(
+            seen,
+            14 + 8,
+            "folders, and a key, an age, a lock, a payload, its use, two views, a record"
+        );
     }
 }
 

@@ -15,6 +15,7 @@ pub mod refresh;
 pub mod slot;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::discovery::Seen;
@@ -108,6 +109,8 @@ pub struct Machine {
     rejections: u64,
     /// What is known of the node's listeners and clusters, as far as this stream has looked.
     discovered: u64,
+    /// Since it was last asked.
+    given_changed: bool,
     actions: Vec<Action>,
 }
 
@@ -125,6 +128,7 @@ impl Machine {
             memory: Memory::default(),
             rejections: 0,
             discovered: 0,
+            given_changed: false,
             actions: Vec::new(),
             settings,
         }
@@ -151,6 +155,7 @@ impl Machine {
 
     /// Envoy sent a request.
     pub fn on_envoy(&mut self, request: EnvoyRequest, now: Instant) {
+        self.given_changed = true;
         let verdict = self.envoy.verdict(&request);
         match &verdict {
             Verdict::Accepted(sent) => self.accepted(sent),
@@ -188,6 +193,7 @@ impl Machine {
 
     /// The control plane sent a response.
     pub fn on_control(&mut self, response: ControlResponse, now: Instant) {
+        self.given_changed = true;
         self.answer();
         let content = response.content();
         let mut malformed = response.malformed;
@@ -256,6 +262,7 @@ impl Machine {
             return;
         }
         slot.fetching = Fetching::Idle;
+        self.given_changed = true;
         if result.is_ok() {
             self.memory.lock().arrived(name);
         }
@@ -350,6 +357,17 @@ impl Machine {
                 self.actions.push(Action::Note(Note::FallbackSent { name: name.clone() }));
             }
         }
+    }
+
+    /// Whether [`Machine::given`] may be another than it was when this was last asked.
+    pub fn take_given_changed(&mut self) -> bool {
+        std::mem::take(&mut self.given_changed)
+    }
+
+    /// Of each name the modules' files that Envoy may have to open, or is about to be given, and whether
+    /// it has accepted a config on this stream.
+    pub fn given(&self) -> impl Iterator<Item = (&str, bool, impl Iterator<Item = &Path>)> {
+        self.slots.iter().map(|(name, slot)| (name.as_str(), slot.is_settled(), slot.paths()))
     }
 
     /// The resources, for whoever shows the state.
@@ -569,6 +587,7 @@ impl Machine {
                 let is_fallback = self.slots.get(name).is_some_and(Slot::has_fallback);
                 self.memory.lock().sent(name, *hash, is_fallback);
             }
+            self.given_changed = true;
             self.actions.push(Action::Respond(response));
         }
     }

@@ -99,6 +99,7 @@ impl Machine {
             Ok(Some(module)) => {
                 follow.source = module.source;
                 slot.moved(module);
+                self.given_changed = true;
             }
             Err(failure) => pause = failure.retry_after.unwrap_or_default(),
         }

@@ -123,6 +123,10 @@ impl Candidate {
         self.made = Some(made.clone());
         self
     }
+
+    fn path(&self) -> Option<&Path> {
+        self.made.as_ref().map(|made| made.path.as_path())
+    }
 }
 
 /// The first 16 bytes of the SHA-256 of the parts, each preceded by its length.
@@ -223,6 +227,9 @@ pub struct Slot {
     accepted_unread: bool,
     /// What the last response to Envoy carried.
     sent: Option<Candidate>,
+    /// The modules' files that Envoy may have to open: of all that was sent since it last accepted
+    /// something, and of that.
+    given: Vec<PathBuf>,
     /// Whether Envoy has judged what was sent.
     judged: bool,
     /// What Envoy judged last: it takes no second look at the same bytes.
@@ -587,6 +594,8 @@ impl Slot {
     /// A response that carries this went out.
     pub fn mark_sent(&mut self, candidate: Candidate) {
         self.judged = self.judged && self.sent() == Some(candidate.hash);
+        let path = candidate.path().map(Path::to_owned);
+        self.given.extend(path.filter(|path| !self.given.contains(path)));
         self.sent = Some(candidate);
     }
 
@@ -607,6 +616,8 @@ impl Slot {
         if better && !(unread && known && self.doubt(sent).is_none()) {
             self.accepted = Some(sent.clone());
             self.accepted_unread = unread;
+            // Unread, it says nothing of what Envoy has.
+            self.given.retain(|path| unread || sent.path() == Some(path));
         }
         self.judged = true;
         self.attempted = Some(hash);
@@ -634,7 +645,11 @@ impl Slot {
     /// fallback.
     pub fn rejected(&mut self, hash: Hash, alone: bool) -> bool {
         let sent = self.sent.take_if(|sent| sent.hash == hash);
-        let is_fallback = sent.is_some_and(|sent| sent.fallback);
+        let is_fallback = sent.as_ref().is_some_and(|sent| sent.fallback);
+        if let Some(path) = sent.as_ref().and_then(Candidate::path).filter(|_| alone) {
+            let accepted = self.accepted.as_ref().and_then(Candidate::path);
+            self.given.retain(|given| given != path || Some(given.as_path()) == accepted);
+        }
         self.fallback_rejected |= alone && is_fallback;
         self.judged = false;
         self.attempted = Some(hash);
@@ -648,6 +663,20 @@ impl Slot {
         }
         self.doubts.push((hash, if alone { Doubt::Rejected } else { Doubt::Suspect }));
         is_fallback
+    }
+
+    /// The modules' files that Envoy may have to open, and those that it is about to be given. Some come
+    /// twice.
+    pub fn paths(&self) -> impl Iterator<Item = &Path> {
+        let candidates = [&self.candidate, &self.accepted, &self.sent, &self.last_good].into_iter().flatten();
+        let paths = candidates.filter_map(Candidate::path);
+        paths.chain(self.given.iter().map(PathBuf::as_path)).chain(self.made.as_ref().map(|made| &*made.path))
+    }
+
+    /// Whether Envoy has accepted a config on this stream, so that what earlier ones gave it under this
+    /// name is behind it. A fallback does not count.
+    pub fn is_settled(&self) -> bool {
+        !self.accepted_unread && self.accepted.as_ref().is_some_and(|accepted| !accepted.fallback)
     }
 
     /// What Envoy runs, as far as it has been told.

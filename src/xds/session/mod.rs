@@ -4,6 +4,7 @@
 mod control;
 mod end;
 mod fetches;
+mod leases;
 mod notes;
 mod refresh;
 
@@ -20,11 +21,13 @@ use tokio_util::sync::CancellationToken;
 use self::control::{Control, ReadWith};
 use self::end::End;
 use self::fetches::{Ended, Fetches, Whose};
+use self::leases::{Held, leased};
 use self::notes::shown;
 use self::refresh::Refreshed;
 use super::budget::Budget;
 use super::frame::{Incoming, Message, Messages, STALL_LIMIT};
 use super::intercept::{self, INTERCEPTED};
+use super::leases::{self as node_leases, Leases};
 use super::machine::{Action, Failure, Machine, Settings, Variant};
 use super::memories::{Member, Memories};
 use super::outbox::{Outbox, OutboxBody, outbox};
@@ -63,6 +66,7 @@ pub struct Shared {
     pub metrics: Metrics,
     pub states: States,
     pub memories: Memories,
+    pub leases: Leases,
     /// Cancelled when the agent drains.
     pub shutdown: CancellationToken,
 }
@@ -85,7 +89,7 @@ struct Session {
     listener: Arc<str>,
     shared: Arc<Shared>,
     to_envoy: Outbox,
-    fetches: Fetches<Fetched, ModuleRequest>,
+    fetches: Fetches<Fetched, Box<ModuleRequest>>,
     refreshes: JoinSet<Refreshed>,
     /// What can change while the stream is open.
     settings: watch::Receiver<RelaySettings>,
@@ -99,6 +103,10 @@ struct Session {
     node_id: String,
     /// The stream's part in what is remembered of the node.
     member: Option<Member>,
+    /// Its part in what the node may open.
+    lease: Option<node_leases::Member>,
+    /// A response that waits for that to be written down.
+    held: Option<Held>,
 }
 
 /// Which call a stream is.
@@ -142,6 +150,8 @@ pub fn start(
         node_sent: false,
         node_id: String::new(),
         member: None,
+        lease: None,
+        held: None,
     };
     (envoy_body, session.run(from_envoy, control))
 }
@@ -161,8 +171,8 @@ impl Session {
             listener = &*self.listener, node = self.node_id, reason = %end, "stream ended"
         );
         self.entry.machine().leave();
-        let Self { to_envoy, shared, entry, member, fetches, .. } = self;
-        drop((entry, member, fetches));
+        let Self { to_envoy, shared, entry, member, lease, fetches, .. } = self;
+        drop((entry, member, lease, fetches));
         match end {
             // What is queued may be what the peer does not read.
             End::EnvoyStalled(_) | End::FromEnvoy(_) => to_envoy.abort(Some(end.trailers())),
@@ -215,6 +225,7 @@ impl Session {
                 }
                 true
             }
+            () = leased(&mut self.held) => return self.on_leased().map(|()| Step::On),
             Some(refreshed) = self.refreshes.join_next(), if !self.refreshes.is_empty() => {
                 self.on_refreshed(refreshed);
                 true
@@ -271,6 +282,8 @@ impl Session {
             {
                 let member = self.shared.memories.join(&self.listener, id);
                 self.entry.machine().remember_in(member.memory.clone());
+                let memory = Some(member.memory.clone());
+                self.lease = Some(self.shared.leases.join(&self.listener, id, memory));
                 self.member = Some(member);
             }
             self.node = Some(Bytes::copy_from_slice(node));
@@ -338,14 +351,14 @@ impl Session {
         Ok(true)
     }
 
-    fn on_ended(&mut self, ended: Ended<Fetched, ModuleRequest>) {
+    fn on_ended(&mut self, ended: Ended<Fetched, Box<ModuleRequest>>) {
         match ended {
             Ended::Fetched(whose, outcome) => self.on_fetched(&whose, outcome),
             Ended::LookedUp(found) => {
                 for (whose, outcome) in found {
                     match outcome {
                         Ok(outcome) => self.on_fetched(&whose, outcome),
-                        Err(request) => self.fetch(whose, request),
+                        Err(request) => self.fetch(whose, *request),
                     }
                 }
             }
@@ -380,18 +393,12 @@ impl Session {
             actions
         };
         self.member.iter().for_each(Member::save);
+        let responds = actions.iter().any(|action| matches!(action, Action::Respond(_)));
+        let mut lease = self.lease(responds);
         let mut wanted = Vec::new();
         for action in actions {
             match action {
-                Action::Respond(response) => {
-                    let message = Message::own(intercept::write_response(self.variant, &response));
-                    self.to_envoy.push(message).map_err(End::EnvoyStalled)?;
-                    self.shared
-                        .metrics
-                        .resources
-                        .get_or_create(&result("delivered"))
-                        .inc_by(response.resources.len() as u64);
-                }
+                Action::Respond(response) => self.respond(response, lease.take())?,
                 Action::Request(request) => {
                     let bytes = intercept::write_request(self.variant, &request, self.node.as_deref());
                     if self.node.is_some() {
@@ -420,8 +427,10 @@ impl Session {
             let resolver = self.shared.resolver.clone();
             self.fetches.look_up(async move {
                 let found = resolver.stored(&requests).await;
-                let outcomes =
-                    found.into_iter().zip(requests).map(|(found, request)| found.map(Ok).ok_or(request));
+                let outcomes = found
+                    .into_iter()
+                    .zip(requests)
+                    .map(|(found, request)| found.map(Ok).ok_or_else(|| Box::new(request)));
                 whose.into_iter().zip(outcomes).collect()
             });
         }

@@ -22,6 +22,8 @@ pub struct Options {
     pub name: String,
     /// The lines below `upstream:`.
     pub upstream: String,
+    /// More keys of `cache`, beside its folder.
+    pub cache: String,
     /// More top-level YAML.
     pub more: String,
     /// Besides HOME and RUST_LOG.
@@ -43,7 +45,19 @@ impl Options {
     }
 
     fn new(upstream: String) -> Options {
-        Options { name: "wasmferry".into(), upstream, more: String::new(), env: Vec::new() }
+        Options {
+            name: "wasmferry".into(),
+            upstream,
+            cache: String::new(),
+            more: String::new(),
+            env: Vec::new(),
+        }
+    }
+
+    /// With more keys of `cache`.
+    pub fn with_cache(mut self, keys: &str) -> Options {
+        self.cache = format!(", {keys}");
+        self
     }
 
     pub fn with(mut self, yaml: &str) -> Options {
@@ -75,7 +89,7 @@ impl Agent {
 
     /// Makes its folders and its configuration, and starts nothing.
     pub fn prepare(world: &World, options: &Options) -> Agent {
-        let Options { name, upstream, more, env } = options;
+        let Options { name, upstream, cache: limits, more, env } = options;
         let mut agent = Agent::configured(world, name, |agent| {
             let Agent { socket, tcp, health, admin, cache, .. } = agent;
             format!(
@@ -85,7 +99,7 @@ impl Agent {
              \x20 - {{address: \"{tcp}\"}}\n\
              upstream:\n\
              \x20 {upstream}\n\
-             cache: {{directory: \"{cache}\"}}\n\
+             cache: {{directory: \"{cache}\"{limits}}}\n\
              health: {{listen: \"{health}\"}}\n\
              admin: {{listen: \"unix:{admin}\"}}\n\
              {more}",

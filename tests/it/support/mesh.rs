@@ -29,11 +29,19 @@ impl Mesh {
 
     /// With more for the agent's environment as well.
     pub async fn start_in(access: Access, yaml: &str, env: &[(&str, &str)]) -> Mesh {
+        Mesh::start_with(access, |options| {
+            let env = env.iter().map(|(key, value)| ((*key).into(), (*value).into())).collect();
+            agent::Options { env, ..options.with(yaml) }
+        })
+        .await
+    }
+
+    /// With other options for the agent.
+    pub async fn start_with(access: Access, set: impl FnOnce(agent::Options) -> agent::Options) -> Mesh {
         let world = World::new();
         let registry = Registry::start(&world, access).await;
         let control_plane = Serving::listen(Xds::Tcp(world.address())).await;
-        let mut options = agent::Options::upstream(control_plane.address()).with(yaml);
-        options.env = env.iter().map(|(key, value)| ((*key).into(), (*value).into())).collect();
+        let options = set(agent::Options::upstream(control_plane.address()));
         let agent = Agent::start(&world, &options).await;
         Mesh { control_plane, agent, registry, world }
     }
