@@ -77,6 +77,7 @@ pub use self::lease::{Lease, View, Views};
 pub use self::limits::{Limits, MinFree};
 pub use self::notes::NOTE_LIMIT;
 pub use self::pins::Pin;
+pub use self::small::Unsynced;
 
 use self::age::Aging;
 use self::fs::{Folder, sync_together};
