@@ -19,6 +19,15 @@ impl Store {
         Ok(found)
     }
 
+    /// What [`find`](Self::find) has found, to be used. Where this process has not just said that it is in
+    /// use, it may have been removed meanwhile.
+    pub fn take(&self, audience: &Audience, found: Stored) -> Result<Option<Stored>, StoreError> {
+        match self.is_noted(&found.payload) {
+            true => Ok(Some(found)),
+            false => self.view(audience, &found.payload),
+        }
+    }
+
     /// The same for who does not hand it out.
     pub(super) fn find_view(
         &self,

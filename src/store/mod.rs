@@ -86,6 +86,7 @@ use self::layout::Way;
 use self::lease::Holds;
 use self::observer::Observer;
 use self::room::Usage;
+use self::uses::Noted;
 use crate::clock::Clock;
 use crate::digest::{PayloadDigest, SourceDigest};
 
@@ -107,6 +108,7 @@ struct Inner {
     clock: Clock,
     limits: RwLock<Limits>,
     aging: Mutex<Aging>,
+    noted: Mutex<Noted>,
     /// What this process keeps for its streams.
     holds: Mutex<Holds>,
     usage: Mutex<Usage>,
@@ -211,6 +213,7 @@ impl Store {
             clock,
             limits: RwLock::default(),
             aging: Mutex::default(),
+            noted: Mutex::default(),
             holds: Mutex::default(),
             usage: Mutex::new(Usage { entries, ..Usage::default() }),
             making_room: Mutex::default(),
