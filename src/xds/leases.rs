@@ -226,7 +226,7 @@ impl State {
         self.written = Some(lease);
     }
 
-    /// A stream gives something else; whether all of it is on disk.
+    /// A stream gives something else; whether all of it is on disk, be it under another name.
     fn give(&mut self, stream: u64, part: Part, age: u64) -> bool {
         let before = self.streams.insert(stream, part).unwrap_or_default();
         let Self { streams, left, written, .. } = self;
@@ -238,7 +238,15 @@ impl State {
         }
         let Some(written) = written else { return false };
         let since = age.saturating_sub(FRESH);
-        part.iter().all(|(name, given)| given.views.iter().all(|view| written.has(name, view, since)))
+        let mut views =
+            part.iter().flat_map(|(name, given)| given.views.iter().map(move |view| (name, view)));
+        if views.clone().all(|(name, view)| written.has(name, view, since)) {
+            return true;
+        }
+        // What is on disk under another name stays as well; under this one it will be in a minute.
+        let fresh = written.names.values().flatten().filter(|(_, sign)| **sign >= since);
+        let fresh: BTreeSet<&View> = fresh.map(|(view, _)| view).collect();
+        views.all(|(_, view)| fresh.contains(view))
     }
 
     /// A stream ends, and leaves behind what it gave.

@@ -266,6 +266,18 @@ async fn who_comes_while_it_is_written_waits_too() {
 }
 
 #[tokio::test]
+async fn a_view_that_is_leased_under_another_name_is_waited_for_no_more() {
+    let scene = Scene::new();
+    let (a, b) = (scene.module("a"), scene.module("b"));
+    let member = scene.join();
+    given(&member, &[("one", true, &[&a])]).await;
+    assert!(give(&member, &[("one", true, &[&a]), ("two", false, &[&a])]).is_none());
+    assert!(give(&member, &[("one", true, &[&a]), ("two", false, &[&a]), ("three", false, &[&b])]).is_some());
+    scene.upkeep(1).await;
+    assert_eq!(scene.on_disk(), [named("one", &a), named("three", &b), named("two", &a)]);
+}
+
+#[tokio::test]
 async fn what_nobody_is_told_yet_is_written_within_a_minute_and_held_until_then() {
     let scene = Scene::new();
     let (a, b) = (scene.module("a"), scene.module("b"));
