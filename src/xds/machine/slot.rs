@@ -318,8 +318,10 @@ impl Slot {
         self.learn_rejections(remembered);
     }
 
-    /// What Envoy rejected on another stream. What it has accepted on this one stays.
+    /// What Envoy rejected on another stream. What it has accepted on this one, and not perhaps unread,
+    /// stays.
     pub fn learn_rejections(&mut self, remembered: &Remembered) {
+        self.accepted.take_if(|accepted| self.accepted_unread && remembered.rejected.contains(&accepted.hash));
         let accepted = self.accepted.as_ref().map(|accepted| accepted.hash);
         self.rejected_source = remembered.rejected_source;
         for hash in remembered.rejected.iter().filter(|hash| Some(**hash) != accepted) {

@@ -18,9 +18,6 @@ impl World {
     fn check_name(&self, stream: &Stream, name: &str) {
         let Stream { envoy, control, anew, .. } = stream;
         let runs = envoy.runs.get(name);
-        if envoy.has_secret(name) {
-            return;
-        }
         if let Some(runs) = runs.filter(|runs| stream::counts(anew, name, runs)) {
             assert!(!envoy.owed.contains(name), "{name} is not sent to its second subscriber");
             let attempted = envoy.attempted.get(name);
@@ -58,7 +55,7 @@ impl World {
     /// Each Envoy unsubscribes from everything, after the control plane has ceased to extend TTLs.
     pub fn depart(mut self) {
         if self.habits.ttls {
-            self.rests(false);
+            self.rests(LONG, &End::Good, false);
             self.check_expired();
         }
         for stream in &mut self.streams {
@@ -68,7 +65,7 @@ impl World {
                 stream.envoy.subscribes(self.habits.variant, &[], &names);
             }
         }
-        self.rests(false);
+        self.rests(LONG, &End::Good, false);
         for stream in &self.streams {
             let machine = &stream.bench.machine;
             assert_eq!(machine.slots().count(), 0, "nothing is left when all is gone");
@@ -76,8 +73,9 @@ impl World {
             assert_eq!(stream.control.subscribed, BTreeSet::new(), "nothing is asked for when all is gone");
             check_answers(stream);
         }
-        let memory = self.memory.lock();
-        for name in NAMES.iter().filter(|name| !self.left.contains(**name)) {
+        let mut memory = self.memory.lock();
+        memory.age(REMEMBERED, self.now + REMEMBERED);
+        for name in NAMES {
             assert!(memory.get(name).is_none(), "{name} is remembered when all is gone");
         }
     }
