@@ -40,7 +40,7 @@ struct Note {
     node: String,
     configs: Vec<Config>,
     #[serde(default)]
-    doubts: Vec<Doubts>,
+    known: Vec<Known>,
 }
 
 /// What worked under a name.
@@ -56,9 +56,9 @@ struct Config {
     body: String,
 }
 
-/// What is known under a name of what Envoy may take no second look at. Hashes are in hex.
+/// What Envoy may have under a name, and what it may take no second look at. Hashes are in hex.
 #[derive(Serialize, Deserialize)]
-struct Doubts {
+struct Known {
     name: String,
     held: bool,
     rejected: Vec<String>,
@@ -240,18 +240,18 @@ impl Memories {
 impl Note {
     fn of(subject: &str, memory: &Memory) -> Self {
         let memory = memory.lock();
-        let (mut configs, mut doubts) = (Vec::new(), Vec::new());
+        let (mut configs, mut known) = (Vec::new(), Vec::new());
         for (name, remembered) in memory.kept() {
             configs.extend(remembered.last_good.as_ref().map(|good| Config::of(name, good)));
-            doubts.extend(Doubts::of(name, remembered));
+            known.push(Known::of(name, remembered));
         }
-        Self { format: FORMAT, node: subject.to_owned(), configs, doubts }
+        Self { format: FORMAT, node: subject.to_owned(), configs, known }
     }
 
     /// What can be read of it, and is still of use.
     fn into_kept(self) -> BTreeMap<String, Remembered> {
-        let doubts = self.doubts.into_iter().filter_map(Doubts::into_remembered);
-        let mut kept: BTreeMap<String, Remembered> = doubts.collect();
+        let known = self.known.into_iter().filter_map(Known::into_remembered);
+        let mut kept: BTreeMap<String, Remembered> = known.collect();
         for (name, good) in self.configs.into_iter().filter_map(Config::into_last_good) {
             let remembered = kept.entry(name).or_default();
             (remembered.held, remembered.last_good) = (true, Some(good));
@@ -279,20 +279,17 @@ impl Config {
     }
 }
 
-impl Doubts {
-    /// None where there are none.
-    fn of(name: &str, remembered: &Remembered) -> Option<Self> {
+impl Known {
+    fn of(name: &str, remembered: &Remembered) -> Self {
         let unjudged = remembered.unjudged.iter().map(|(hash, fallback)| (hex::encode(hash), *fallback));
-        let doubts = Self {
+        Self {
             name: name.to_owned(),
             held: remembered.held,
             rejected: remembered.rejected.iter().map(hex::encode).collect(),
             rejected_source: remembered.rejected_source.map(hex::encode),
             fallback_rejected: remembered.fallback_rejected,
             unjudged: unjudged.collect(),
-        };
-        let some = !doubts.rejected.is_empty() || !doubts.unjudged.is_empty() || doubts.fallback_rejected;
-        some.then_some(doubts)
+        }
     }
 
     fn into_remembered(self) -> Option<(String, Remembered)> {
@@ -385,7 +382,7 @@ impl Keeper {
         let wanted = memory.unattended().find(|(wanted, _)| *wanted == name).map(|(_, wanted)| wanted);
         let Some(wanted) = wanted.filter(|wanted| wanted.source == source) else { return };
         match outcome {
-            Ok(_) => memory.arrived(&name),
+            Ok(_) => memory.wants_none(&name),
             Err(error) => {
                 let failure = Failure::of(&error);
                 let earlier = wanted.failing.as_ref().map_or(0, |failing| failing.attempts);

@@ -19,7 +19,7 @@ use crate::discovery::{Discoveries, Seen};
 use crate::module::ModuleRequest;
 
 /// Rejected configs that are remembered of one name, and unjudged ones: the latest.
-const MAX_HASHES: usize = 16;
+pub const MAX_HASHES: usize = 16;
 
 /// The memory of one node. Clones share it.
 #[derive(Debug, Clone, Default)]
@@ -45,10 +45,11 @@ pub struct Node {
 /// What is remembered of one resource.
 #[derive(Debug, Clone, Default)]
 pub struct Remembered {
-    /// Envoy accepted something under this name, and no fallback.
+    /// Envoy accepted something under this name, and no fallback, or may have before there was a memory.
     pub held: bool,
     pub last_good: Option<LastGood>,
-    /// What Envoy rejected when it came alone, oldest first.
+    /// What Envoy rejected when it came alone, oldest first, until it is accepted. One Envoy may look at it
+    /// again while another still remembers.
     pub rejected: Vec<Hash>,
     /// The offer that the last of them was made from.
     pub rejected_source: Option<Hash>,
@@ -73,7 +74,7 @@ impl Remembered {
     /// Whether the next process has to know of it.
     fn is_worth_keeping(&self) -> bool {
         let doubts = !self.rejected.is_empty() || !self.unjudged.is_empty() || self.fallback_rejected;
-        self.last_good.is_some() || doubts
+        self.held || self.last_good.is_some() || doubts
     }
 }
 
@@ -216,13 +217,20 @@ impl Node {
     /// Envoy accepted something, with a look at it or without.
     pub fn accepted(&mut self, name: &str, is_fallback: bool, good: Option<LastGood>) {
         let remembered = self.entry(name);
-        let news = !remembered.held && !is_fallback && remembered.is_worth_keeping();
+        let news = !remembered.held && !is_fallback;
         remembered.held |= !is_fallback;
         if good.is_some() && remembered.last_good != good {
             remembered.last_good = good;
             self.changed = true;
         }
         self.changed |= news;
+    }
+
+    /// An Envoy says that it may have something under this name, and nobody knows otherwise.
+    pub fn holds(&mut self, name: &str, stream: u64) {
+        let remembered = self.used(name, stream);
+        let known = std::mem::replace(&mut remembered.held, true);
+        self.changed |= !known;
     }
 
     /// This was sent for the first time.
@@ -305,8 +313,8 @@ impl Node {
         names.filter_map(|(name, remembered)| Some((&**name, remembered.wanted.as_mut()?)))
     }
 
-    /// No longer wants what is there now.
-    pub fn arrived(&mut self, name: &str) {
+    /// No module is wanted under this name any more: it is there, or something else is wanted.
+    pub fn wants_none(&mut self, name: &str) {
         if let Some(remembered) = self.names.get_mut(name) {
             remembered.wanted = None;
         }

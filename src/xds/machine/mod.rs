@@ -178,6 +178,7 @@ impl Machine {
             let cannot_be = || self.memory.lock().get(name).is_some_and(|known| !known.may_be_held());
             if self.envoy.variant() == Variant::Delta || !cannot_be() {
                 self.slots.entry(name.clone()).or_default().envoy_holds = true;
+                self.memory.lock().holds(name, self.stream);
             }
         }
         if change.is_change() {
@@ -264,7 +265,7 @@ impl Machine {
         }
         slot.fetching = Fetching::Idle;
         if result.is_ok() {
-            self.memory.lock().arrived(name);
+            self.memory.lock().wants_none(name);
         }
         match result {
             Ok(module) => match slot.arrived(module) {
@@ -402,7 +403,7 @@ impl Machine {
         }
         self.generations += 1;
         self.envoy.offered(&name);
-        let (first, doubted) = (slot.offer.is_none(), slot.rejections());
+        let first = slot.offer.is_none();
         // What Envoy has meanwhile lives as long as what it waits for.
         if slot.extend_ttl(&offer, now) {
             self.envoy.force(&name);
@@ -413,10 +414,6 @@ impl Machine {
             let remembered = memory.used(&name, self.stream);
             if first {
                 slot.recall(remembered, now, self.settings.hold);
-            } else {
-                // What gets a second chance here does so everywhere.
-                let pardoned = |hash: &Hash| doubted.contains(hash) && !slot.rejections().contains(hash);
-                remembered.rejected.retain(|rejected| !pardoned(rejected));
             }
             if !matches!(slot.fetching, Fetching::Waiting(_)) {
                 remembered.wanted = None;
@@ -476,7 +473,7 @@ impl Machine {
         for (name, hash) in &sent.carried {
             if let Some(slot) = self.slots.get_mut(name) {
                 slot.accepted(*hash);
-                let good = slot.last_good_for(*hash);
+                let good = slot.last_good_for(*hash).filter(|_| !slot.accepted_unread());
                 let mut memory = self.memory.lock();
                 memory.accepted(name, slot.has_fallback(), good);
                 if !slot.accepted_unread() {

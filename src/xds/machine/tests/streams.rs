@@ -406,3 +406,77 @@ fn what_was_perhaps_accepted_unread_is_rejected_where_another_envoy_of_the_node_
     bench.nack("on_configure failed");
     assert!(is_fallback(&bench.last()["a"]), "there is nothing that works");
 }
+
+#[test]
+fn what_was_perhaps_accepted_unread_is_no_last_good_of_the_node() {
+    let memory = Memory::default();
+    let mut bench = Bench::remembering(Variant::Delta, &memory);
+    bench.next_stream(&memory, &["a", "b"], &["a"]);
+    bench.control(&[filter("a", "oci://r.io/a:1", false), plain("b", "1")], &[]);
+    bench.arrives(0, "/store/1.wasm");
+    bench.control(&[plain("b", "2")], &[]);
+    bench.ack();
+    assert_eq!(bench.last().len(), 2);
+    bench.nack("one of them");
+    // Each goes alone, and Envoy takes no second look at what it rejected.
+    bench.ack();
+    bench.ack();
+    assert_eq!(memory.lock().get("a").unwrap().last_good, None);
+}
+
+#[test]
+fn an_envoy_that_may_hold_a_config_still_may_on_the_stream_after() {
+    // The agent has started again, and knows nothing of what is not Wasm.
+    let memory = Memory::default();
+    let mut bench = Bench::remembering(Variant::StateOfTheWorld, &memory);
+    for _ in 0..2 {
+        bench.next_stream(&memory, &["a"], &["a"]);
+        bench.control(&[filter("a", "oci://r.io/a:1", false)], &[]);
+    }
+    bench.fails(bench.fetches.len() - 1);
+    bench.passes(Duration::from_secs(30));
+    assert!(bench.responses.is_empty());
+}
+
+#[test]
+fn what_one_envoy_has_rejected_is_not_sent_to_another_that_hears_of_it_before_it_is_offered() {
+    for variant in BOTH {
+        let memory = Memory::default();
+        let mut bench = Bench::remembering(variant, &memory);
+        let mut slow = Bench::remembering(variant, &memory);
+        bench.accepts("1");
+        slow.accepts("1");
+        bench.control(&[plain("a", "bad")], &[]);
+        bench.nack("bad");
+        slow.subscribe(&["b"], &[]);
+        let sent = slow.responses.len();
+        slow.control(&[plain("a", "bad")], &[]);
+        assert_eq!(slow.responses.len(), sent);
+        // Nor is it forgotten by the node.
+        bench.next_stream(&memory, &["a"], &[]);
+        bench.control(&[plain("a", "bad")], &[]);
+        assert!(!holds(&bench.last()["a"], "bad"), "{variant:?}");
+    }
+}
+
+#[test]
+fn what_one_envoy_may_look_at_again_another_may_not_have_got_past() {
+    let memory = Memory::default();
+    let mut bench = Bench::remembering(Variant::Delta, &memory);
+    let mut quick = Bench::remembering(Variant::Delta, &memory);
+    let offer = |tag: &str| [filter("a", &format!("oci://r.io/a:{tag}"), false)];
+    for bench in [&mut bench, &mut quick] {
+        bench.control(&offer("1"), &[]);
+        bench.arrives(0, "/store/1.wasm");
+    }
+    bench.nack("on_configure failed");
+    quick.nack("on_configure failed");
+    quick.ack();
+    quick.control(&offer("2"), &[]);
+    // The first has been given nothing else since, for all that anybody knows.
+    bench.next_stream(&memory, &["a"], &[]);
+    bench.control(&offer("1"), &[]);
+    bench.arrives(bench.fetches.len() - 1, "/store/1.wasm");
+    let last = bench.responses.last().map(|response| configs(Variant::Delta, response));
+    assert!(last.is_none_or(|last| !holds(&last["a"], "/store/1.wasm")));
+}
