@@ -328,7 +328,8 @@ impl Slot {
     /// What Envoy rejected on another stream. What it has accepted on this one, and not perhaps unread,
     /// stays.
     pub fn learn_rejections(&mut self, remembered: &Remembered) {
-        self.accepted.take_if(|accepted| self.accepted_unread && remembered.rejected.contains(&accepted.hash));
+        self.accepted
+            .take_if(|accepted| self.accepted_unread && remembered.rejected.contains(&accepted.hash));
         let accepted = self.accepted.as_ref().map(|accepted| accepted.hash);
         if self.rejected_source != remembered.rejected_source {
             self.rejected_source = remembered.rejected_source;

@@ -9,9 +9,18 @@ impl World {
                 self.check_name(stream, name);
             }
             check_answers(stream);
+            self.check_last_good();
             assert_eq!(stream.control.subscribed, stream.envoy.names, "no subscription is lost");
             let mut slots = stream.bench.machine.slots().map(|(name, _)| name);
             assert!(slots.all(|name| stream.envoy.names.contains(name)), "nothing is left of the gone");
+        }
+    }
+
+    /// What is kept as good has been looked at.
+    pub fn check_last_good(&self) {
+        for (name, kept) in self.memory.lock().kept() {
+            let bad = kept.last_good.as_ref().is_some_and(|good| holds(&good.body, POISON));
+            assert!(!bad, "{name}: what Envoy rejects is kept as what works");
         }
     }
 

@@ -268,10 +268,12 @@ impl World {
 
     /// The stream ends, with all that is on its way.
     fn leaves(&mut self, envoy: usize) {
+        self.check_last_good();
         self.streams[envoy].bench.machine.leave(self.now);
     }
 
     fn agent_restarts(&mut self) {
+        self.check_last_good();
         let memory = Memory::default();
         {
             let before = self.memory.lock();
@@ -296,6 +298,7 @@ impl World {
             for stream in &mut self.streams {
                 stream.bench.machine.tick(self.now);
                 stream.bench.act();
+                stream.check_punctual();
             }
             self.note();
         }

@@ -70,6 +70,10 @@ pub struct Stream {
     /// What Envoy has rejected, alone, since something else was offered: it is not sent again.
     pub condemned: BTreeMap<String, BTreeSet<Bytes>>,
     notes: usize,
+    /// Nonces of responses that the control plane waits for an answer to, and until when.
+    unanswered: Vec<(String, Instant)>,
+    /// Requests of which that is known.
+    answers: usize,
     /// What the machine knows Envoy to have asked for, on this stream or the last.
     asked: BTreeSet<String>,
 }
@@ -100,6 +104,8 @@ impl Stream {
             newest: BTreeMap::new(),
             condemned: BTreeMap::new(),
             notes: 0,
+            unanswered: Vec::new(),
+            answers: 0,
             asked: BTreeSet::new(),
         }
     }
@@ -112,6 +118,7 @@ impl Stream {
         self.bench.machine.remember_in(memory.clone());
         self.bench.names.clear();
         self.expires.clear();
+        self.unanswered.clear();
         self.fetches.abandon(self.bench.fetches.len());
         self.looks.abandon(self.bench.refreshes.len());
         self.envoy.read = self.sent.len();
@@ -154,6 +161,7 @@ impl Stream {
             self.begins_anew(name);
         }
         self.bench.sent += 1;
+        self.unanswered.push((response.nonce.clone(), now + Settings::default().answer_after));
         self.bench.machine.on_control(response, now);
         self.bench.act();
         true
@@ -190,6 +198,16 @@ impl Stream {
         self.beginnings += 1;
         self.expires.remove(name);
         self.condemned.remove(name);
+    }
+
+    /// No answer is later than it may be. What came before Envoy has asked for anything waits.
+    pub fn check_punctual(&mut self) {
+        for request in &self.bench.requests[self.answers..] {
+            self.unanswered.retain(|(nonce, _)| *nonce != request.nonce);
+        }
+        self.answers = self.bench.requests.len();
+        let late = self.unanswered.iter().find(|(_, until)| *until <= self.bench.now);
+        assert!(late.is_none() || self.asked.is_empty(), "{late:?} is not answered in time");
     }
 
     /// How new this config is to the machine; a fallback is as new as what it stands in for. None for
