@@ -280,7 +280,7 @@ impl Slot {
         self.failing = None;
         self.follow = None;
         // Another Envoy of the node may have been quicker to be offered this one, and to reject it.
-        if self.learned_source.take() != Some(offer.source) {
+        if self.learned_source.take() != Some(offer.source) && self.offer.is_some() {
             self.give_second_chances();
         }
         let timeout = match &offer.plan {

@@ -480,3 +480,20 @@ fn what_one_envoy_may_look_at_again_another_may_not_have_got_past() {
     let last = bench.responses.last().map(|response| configs(Variant::Delta, response));
     assert!(last.is_none_or(|last| !holds(&last["a"], "/store/1.wasm")));
 }
+
+#[test]
+fn what_an_envoy_rejected_and_comes_back_with_is_not_sent_though_another_rejects_something_else_meanwhile() {
+    let memory = Memory::default();
+    let mut bench = Bench::remembering(Variant::StateOfTheWorld, &memory);
+    let mut other = Bench::remembering(Variant::StateOfTheWorld, &memory);
+    bench.control(&[plain("a", "bad")], &[]);
+    bench.nack("bad");
+    bench.next_stream(&memory, &["a"], &["a"]);
+    other.control(&[plain("a", "worse")], &[]);
+    other.nack("worse");
+    // It learns of that before it is offered anything.
+    bench.passes(Duration::from_secs(1));
+    bench.act();
+    bench.control(&[plain("a", "bad")], &[]);
+    assert!(bench.responses.is_empty());
+}
