@@ -115,12 +115,13 @@ async fn what_envoy_rejected_or_never_judged_is_known_after_a_restart() {
     {
         let memories = home.memories();
         let member = memories.join("listener", "node");
-        let mut memory = member.memory.lock();
-        memory.sent("a", unjudged, false);
-        memory.sent("a", fallback, true);
-        memory.rejected("a", rejected, Some(source), true);
-        memory.accepted("plain", false, None);
-        drop(memory);
+        {
+            let mut memory = member.memory.lock();
+            memory.sent("a", unjudged, false);
+            memory.sent("a", fallback, true);
+            memory.rejected("a", rejected, Some(source), true);
+            memory.accepted("plain", false, None);
+        }
         member.save();
         memories.write().await;
     }

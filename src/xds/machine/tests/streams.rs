@@ -486,8 +486,11 @@ fn what_an_envoy_rejected_and_comes_back_with_is_not_sent_though_another_rejects
     let memory = Memory::default();
     let mut bench = Bench::remembering(Variant::StateOfTheWorld, &memory);
     let mut other = Bench::remembering(Variant::StateOfTheWorld, &memory);
+    bench.control(&[plain("a", "good")], &[]);
+    bench.ack();
     bench.control(&[plain("a", "bad")], &[]);
     bench.nack("bad");
+    bench.ack();
     bench.next_stream(&memory, &["a"], &["a"]);
     other.control(&[plain("a", "worse")], &[]);
     other.nack("worse");
