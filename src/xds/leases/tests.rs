@@ -203,7 +203,7 @@ async fn what_is_remembered_for_later_is_leased() {
     let member = scene.leases.join("listener", "node", Some(memory.clone()));
     given(&member, &[("two", false, &[&b])]).await;
     assert_eq!(scene.on_disk(), [named("one", &a), named("two", &b)]);
-    memory.lock().forget("one");
+    memory.lock().forget("one", 1);
     scene.upkeep(6).await;
     assert_eq!(scene.on_disk(), [named("two", &b)]);
 }
