@@ -55,10 +55,18 @@ impl Envoy {
         }
     }
 
+    /// One for each protocol, since what Envoy rejected stays rejected on every stream of its node.
+    fn node(&self) -> &'static str {
+        match self.protocol {
+            Protocol::Sotw => "scripted-sotw",
+            Protocol::Delta => "scripted-delta",
+        }
+    }
+
     /// Any request; state of the world takes its names from `self.names`.
     async fn say(&mut self, type_url: &str, add: &[&str], answers: bool, error: Option<&str>) {
         let node = (!std::mem::replace(&mut self.said_node, true))
-            .then(|| Node { id: "scripted".into(), ..Node::default() });
+            .then(|| Node { id: self.node().into(), ..Node::default() });
         let error_detail =
             error.map(|message| rpc::Status { code: 13, message: message.into(), details: Vec::new() });
         let is_ecds = type_url == resources::ecds_type();
@@ -255,7 +263,7 @@ async fn the_node_is_in_the_first_message_upstream_whichever_that_is() {
         let asked = script.event().await;
         assert_eq!((asked.type_url, asked.names), (resources::ecds_type(), ["a".to_owned()].into()));
         let state = bench.agent.admin("/state").await.text();
-        assert!(state.contains("\"scripted\""), "{state}");
+        assert!(state.contains(envoy.node()), "{state}");
     }
 }
 

@@ -271,8 +271,10 @@ impl Collection {
         let sum =
             |of: Vec<&(PayloadDigest, u64)>| (of.len() as u64, of.iter().map(|(_, size)| size).sum::<u64>());
         let missed = sum(usage.arrived_after(self.arrivals).filter(|of| !is_counted(of)).collect());
-        // What is there and has not been said to be is counted when it is.
-        let early = sum(usage.arriving.iter().filter(is_counted).collect());
+        // What is there and has not been said to be is counted when it is: once, however many bring it.
+        let early: HashSet<_> =
+            usage.arriving.iter().filter(is_counted).filter(|of| !usage.arrived.contains(of)).collect();
+        let early = sum(early.into_iter().collect());
         let coming = sum(usage.arriving.iter().filter(|of| !is_counted(of)).collect());
         // Where another thread has removed something meanwhile, nobody knows what of that was counted.
         if usage.collected == self.removals || usage.bytes.is_none() {
