@@ -190,7 +190,7 @@ impl Inner {
 
     /// Writes the records of what is about to be in the store, which costs no time while the check goes
     /// on.
-    fn prepare_records(
+    pub(super) fn prepare_records(
         &self,
         asked: &Asked,
         finished: &Finished,

@@ -95,7 +95,9 @@ impl Memories {
                 continue;
             }
             let memory = Memory::default();
-            memory.lock().restore(note.configs.into_iter().filter_map(Config::into_last_good));
+            memory
+                .lock()
+                .restore(note.configs.into_iter().filter_map(|config| config.into_last_good(&store)));
             nodes.insert(note.node, Entry { memory, streams: 0, idle_since: now, unwritten: false });
         }
         Self(Arc::new(Shared { nodes: Mutex::new(nodes), changed: Notify::new(), store, clock }))
@@ -234,11 +236,16 @@ impl Note {
 }
 
 impl Config {
-    fn into_last_good(self) -> Option<(String, LastGood)> {
+    fn into_last_good(self, store: &Store) -> Option<(String, LastGood)> {
         let body = Bytes::from(hex::decode(self.body).ok()?);
         let source_key = hex::decode(self.source_key).ok()?.try_into().ok()?;
         let made = Made { source_key, payload: self.payload.parse().ok()?, path: self.path };
-        made.path.is_file().then_some((self.name, LastGood { body, made }))
+        let view = store.view_at(&made.path)?;
+        let stored = store.view(&view.audience, &view.payload).unwrap_or_else(|error| {
+            tracing::warn!("cannot look at what worked before this start: {error}");
+            None
+        });
+        stored.map(|_| (self.name, LastGood { body, made }))
     }
 }
 
