@@ -140,7 +140,7 @@ pub struct ExportArgs {
     pub private: bool,
     /// The file to write, in the place of what is there
     #[arg(value_name = "FILE", value_parser = absolute())]
-    pub file: PathBuf,
+    pub archive: PathBuf,
     /// sha256:HEX, or a URL
     #[arg(value_name = "DIGEST|URL")]
     pub modules: Vec<String>,
@@ -160,7 +160,7 @@ pub struct ImportArgs {
     pub private: bool,
     /// The file to read
     #[arg(value_name = "FILE", value_parser = absolute())]
-    pub file: PathBuf,
+    pub archive: PathBuf,
 }
 
 impl CacheCommand {

@@ -80,15 +80,15 @@ pub(super) fn export(store: &Store, args: &ExportArgs, printer: Printer) -> Resu
             names.insert(url, named);
         }
     }
-    let mut temporary = OsString::from(&args.file);
+    let mut temporary = OsString::from(&args.archive);
     temporary.push(format!(".{}", std::process::id()));
-    let failed = |source| CacheError::File { file: args.file.clone(), source };
+    let failed = |source| CacheError::File { file: args.archive.clone(), source };
     let written = write(store, &wanted, &names, &temporary, printer);
     if written.is_err() {
         let _ = fs::remove_file(&temporary);
     }
     written?;
-    fs::rename(&temporary, &args.file).map_err(failed)?;
+    fs::rename(&temporary, &args.archive).map_err(failed)?;
     Ok(())
 }
 

@@ -100,11 +100,11 @@ pub(super) fn import(
 
 impl Import<'_> {
     fn broken(&self, why: impl Into<String>) -> CliError {
-        CacheError::Archive { file: self.args.file.clone(), why: why.into() }.into()
+        CacheError::Archive { file: self.args.archive.clone(), why: why.into() }.into()
     }
 
     fn io(&self, error: io::Error) -> CliError {
-        CacheError::File { file: self.args.file.clone(), source: error }.into()
+        CacheError::File { file: self.args.archive.clone(), source: error }.into()
     }
 
     /// One module that cannot be had; the others are.
@@ -118,7 +118,7 @@ impl Import<'_> {
         &self,
         mut of: impl FnMut(&str, u64, &mut Archive<BufReader<File>>) -> Result<(), CliError>,
     ) -> Result<(), CliError> {
-        let file = File::open(&self.args.file).map_err(|error| self.io(error))?;
+        let file = File::open(&self.args.archive).map_err(|error| self.io(error))?;
         let mut archive = Archive::new(BufReader::with_capacity(256 * 1024, file));
         for _ in 0..MAX_ENTRIES {
             let Some(entry) = archive.next_entry().map_err(|error| self.io(error))? else { return Ok(()) };
