@@ -28,7 +28,7 @@ async fn run(world: &World, store: &Path, args: &[&str], env: &[(&str, &str)]) -
 }
 
 async fn fill(world: &World, store: &Path, urls: &[&str], env: &[(&str, &str)]) {
-    let args = ["prefetch", "--cache-dir", store.to_str().unwrap()].iter().chain(urls).copied();
+    let args = ["prefetch", "--cache-dir", store.to_str().unwrap()].into_iter().chain(urls.iter().copied());
     let output = command(world, args, env).await;
     assert!(output.status.success(), "{output:?}");
 }
