@@ -114,7 +114,7 @@ fn described(holding: &Holding) -> String {
     if pin.is_some() {
         text += ", pinned";
     }
-    text += &match verified.map(|at| seconds_since(at)) {
+    text += &match verified.map(seconds_since) {
         Some(seconds) => format!(", verified {} ago", shown(seconds)),
         None => ", not verified since it was touched".to_owned(),
     };
