@@ -9,7 +9,7 @@ use crate::digest::{BlobDigest, PayloadDigest, SourceDigest};
 use crate::fetch::{Body, FetchError, Resumed};
 use crate::metrics::result;
 use crate::module::{Module, PullPolicy};
-use crate::store::{Finished, Ingest, PreparedRecord, Record, StoreError, Stored};
+use crate::store::{Finished, Ingest, PreparedRecord, Record, Sighting, StoreError, Stored};
 use crate::wasm::{self, UnpackError};
 
 impl Inner {
@@ -23,18 +23,18 @@ impl Inner {
             }
         };
         // What lies under what is expected was compared with it before it was written.
-        if let Some(record) = self.record(asked, &source_key(request))?
+        if let Some((record, stored)) = self.find(asked, &source_key(request))?
             && is_current(&record)
-            && let Some(module) = self.module(asked, &record)?
+            && let Some(module) = self.take(asked, &record, stored)?
         {
             return Ok(Some(module));
         }
         if request.expected.is_some()
-            && let Some(record) = self.record(asked, &request.url.canonical())?
+            && let Some((record, stored)) = self.find(asked, &request.url.canonical())?
             && is_current(&record)
             && is_expected(request.expected.as_ref(), &record)
         {
-            return self.module(asked, &record);
+            return self.take(asked, &record, stored);
         }
         Ok(None)
     }
@@ -51,23 +51,32 @@ impl Inner {
         if let Some(module) = self.look_up(asked)? {
             return Ok(Some(module));
         }
-        match self.record(asked, &source_key(&asked.request))? {
-            Some(record)
+        match self.find(asked, &source_key(&asked.request))? {
+            Some((record, stored))
                 if before != Some(&record) && record.resource_version == asked.request.resource_version =>
             {
-                self.module(asked, &record)
+                self.take(asked, &record, stored)
             }
             _ => Ok(None),
         }
     }
 
     pub(super) fn record(&self, asked: &Asked, key: &str) -> Result<Option<Record>, ResolveError> {
-        self.store.lookup(&asked.audience, key).map_err(|source| asked.store_error(source))
+        Ok(self.find(asked, key)?.map(|(record, _)| record))
     }
 
-    pub(super) fn module(&self, asked: &Asked, record: &Record) -> Result<Option<Module>, ResolveError> {
-        let view = self.store.view(&asked.audience, &record.payload);
-        let stored = view.map_err(|source| asked.store_error(source))?;
+    pub(super) fn find(&self, asked: &Asked, key: &str) -> Result<Option<(Record, Sighting)>, ResolveError> {
+        self.store.find(&asked.audience, key).map_err(|source| asked.store_error(source))
+    }
+
+    /// What was found, to be handed out, if it is still there.
+    pub(super) fn take(
+        &self,
+        asked: &Asked,
+        record: &Record,
+        found: Sighting,
+    ) -> Result<Option<Module>, ResolveError> {
+        let stored = self.store.take(&asked.audience, found).map_err(|source| asked.store_error(source))?;
         Ok(stored.map(|stored| Module {
             path: stored.path,
             payload: stored.payload,
@@ -87,10 +96,10 @@ impl Inner {
         let request = &asked.request;
         let keys = [Some(source_key(request)), digest_key(&request.url, &manifest)];
         for key in keys.into_iter().flatten() {
-            if let Some(record) = self.record(asked, &key)?
+            if let Some((record, stored)) = self.find(asked, &key)?
                 && record.source == manifest
                 && (is_expected_already || is_expected(request.expected.as_ref(), &record))
-                && let Some(module) = self.module(asked, &record)?
+                && let Some(module) = self.take(asked, &record, stored)?
             {
                 return Ok(Some(module));
             }

@@ -166,22 +166,20 @@ impl Inner {
         digest: SourceDigest,
     ) -> Result<(Option<SourceDigest>, Option<Module>), ResolveError> {
         let key = source_key(&asked.request);
-        let record = self.record(asked, &key)?;
-        let before = record.as_ref().map(|record| record.source);
-        if let Some(record) = record.filter(|record| record.source == digest)
-            && let Some(module) = self.module(asked, &record)?
+        let found = self.find(asked, &key)?;
+        let before = found.as_ref().map(|(record, _)| record.source);
+        if let Some((record, stored)) = found.filter(|(record, _)| record.source == digest)
+            && let Some(module) = self.take(asked, &record, stored)?
         {
             return Ok((before, Some(module)));
         }
         // A manifest that was there before, or an index.
-        let Some(record) = digest_key(&asked.request.url, &digest)
-            .map(|key| self.record(asked, &key))
-            .transpose()?
-            .flatten()
+        let Some((record, stored)) =
+            digest_key(&asked.request.url, &digest).map(|key| self.find(asked, &key)).transpose()?.flatten()
         else {
             return Ok((before, None));
         };
-        let module = self.module(asked, &record)?;
+        let module = self.take(asked, &record, stored)?;
         if let Some(module) = module.as_ref().filter(|module| before != Some(module.source)) {
             self.remember(asked, &key, module);
         }

@@ -99,16 +99,16 @@ impl Store {
         let age = self.largest_stamp()?;
         self.aging().known = Duration::from_secs(age.unwrap_or_default());
         if age.is_none() && !lost {
-            // A new store; of several processes one is first.
+            // A new store; of several processes one is first. What a crash of the machine leaves of this
+            // is as good, or a lost age, and there is nothing yet to lose by that.
             let fresh = Temporary::create(&Way::ingest().make(self.root())?.folder, SECRET)?;
             fresh.file().write_all(b"0")?;
-            fresh.file().sync()?;
             fresh.link(&content, NAME)?;
-            return content.sync();
+            return Ok(());
         }
         tracing::warn!(age, "the store's age cannot be read: it starts again from the largest stamp");
         // Before there is an age again, so that this cannot be forgotten.
-        self.write_lease(LOST, &Lease::on_everything(self.age()))?;
+        self.write_lease(LOST, &Lease::on_everything(self.age()))?.sync()?;
         self.write_small(&Way::content(), NAME, self.age().to_string().as_bytes(), || Ok(()))
     }
 

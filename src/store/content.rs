@@ -17,6 +17,14 @@ struct Seen {
     view: Identity,
 }
 
+/// A view that was seen, which is to be [taken](Store::take) before it is handed out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sighting {
+    pub(super) stored: Stored,
+    /// Nobody is about to remove it, and its bytes are what they were when they were hashed.
+    is_ready: bool,
+}
+
 impl Store {
     /// The audience's view of a payload, where it has one and that is whole: read-only, ours, and of
     /// the bytes that its name says, as far as its [seal](super::seal) tells; without one that fits it is
@@ -43,6 +51,29 @@ impl Store {
             self.link_again(audience, payload)?;
         }
         Ok(None)
+    }
+
+    /// What [`find`](Self::find) has found, to be used. Where this process has not just said that it is in
+    /// use, it may have been removed meanwhile, and where it has not looked at its bytes, be damaged.
+    pub fn take(&self, audience: &Audience, found: Sighting) -> Result<Option<Stored>, StoreError> {
+        match found.is_ready {
+            true => Ok(Some(found.stored)),
+            false => self.view(audience, &found.stored.payload),
+        }
+    }
+
+    /// A view, for who does not hand it out as it is.
+    pub(super) fn sight(
+        &self,
+        audience: &Audience,
+        payload: &PayloadDigest,
+    ) -> Result<Option<Sighting>, StoreError> {
+        let seen = self.see_view(audience, payload)?;
+        Ok(seen.map(|Seen { stored, blob, view }| {
+            let is_ready =
+                view.is_file(&blob) && self.is_noted(payload) && self.is_known_whole(payload, &blob);
+            Sighting { stored, is_ready }
+        }))
     }
 
     /// The same for who does not hand it out, and with nothing known of its bytes.

@@ -17,7 +17,7 @@ use super::fs::{Folder, OWNER_ONLY, SECRET, sync_together};
 use super::key::Purpose;
 use super::layout::{Place, Way};
 use super::temporary::Temporary;
-use super::{Audience, CredentialTag, PayloadDigest, Record, Store};
+use super::{Audience, CredentialTag, PayloadDigest, Record, Sighting, Store};
 use crate::digest::SourceDigest;
 
 const FORMAT: u32 = 1;
@@ -95,6 +95,11 @@ impl Store {
     /// [`dropped_records`](Self::dropped_records) and left for the next one to replace: removing it
     /// could hit a newer one that another process has just put there.
     pub fn lookup(&self, audience: &Audience, source: &str) -> Result<Option<Record>, StoreError> {
+        Ok(self.find(audience, source)?.map(|(record, _)| record))
+    }
+
+    /// The same, with the view. Who hands that out [takes](Self::take) it first.
+    pub fn find(&self, audience: &Audience, source: &str) -> Result<Option<(Record, Sighting)>, StoreError> {
         let key = EntryKey::new(self, audience, source);
         let Some(folder) = Way::record(&key.hash).walk(self.root())? else { return Ok(None) };
         let record = match folder.open(&key.file_name()) {
@@ -106,8 +111,8 @@ impl Store {
             self.drop_record();
             return Ok(None);
         };
-        let stored = self.find_view(audience, &record.payload)?;
-        Ok(stored.filter(|stored| stored.size == record.size).map(|_| record))
+        let seen = self.sight(audience, &record.payload)?;
+        Ok(seen.filter(|seen| seen.stored.size == record.size).map(|seen| (record, seen)))
     }
 
     /// Remembers what was brought, durably, in the place of what was remembered before.

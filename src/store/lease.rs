@@ -11,7 +11,7 @@ use super::error::StoreError;
 use super::fs::Folder;
 use super::key::Purpose;
 use super::layout::Way;
-use super::small::read_small;
+use super::small::{Unsynced, read_small};
 use super::{Audience, CredentialTag, PayloadDigest, Store};
 
 const FORMAT: u32 = 1;
@@ -147,15 +147,16 @@ impl Store {
         Some(View { audience, payload: PayloadDigest::from_hex(file.strip_suffix(".wasm")?).ok()? })
     }
 
-    /// Writes down what a node was given, durably, in the place of what was written of it before. All of
-    /// it counts as used now.
-    pub fn write_lease(&self, node: &str, lease: &Lease) -> Result<(), StoreError> {
+    /// Writes down what a node was given, in the place of what was written of it before, for all processes
+    /// to see. All of it counts as used now. A crash of the machine, which no Envoy survives, may lose it
+    /// until it is synced; one that it damages counts as a lease on everything.
+    pub fn write_lease(&self, node: &str, lease: &Lease) -> Result<Unsynced, StoreError> {
         let bytes =
             serde_json::to_vec(&lease.entry(node)).map_err(|error| StoreError::from_io(error.into()))?;
         if bytes.len() as u64 > LIMIT {
             return Err(StoreError::RecordTooLarge { size: bytes.len(), limit: LIMIT });
         }
-        self.write_small(&Way::leases(), &self.lease_name(node), &bytes, || {
+        self.place_small(&Way::leases(), &self.lease_name(node), &bytes, || {
             // Who is about to remove them looks at this, and not at the leases again.
             lease.payloads().iter().for_each(|payload| self.note_use(payload));
             Ok(())

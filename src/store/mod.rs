@@ -77,6 +77,7 @@ use std::time::SystemTime;
 
 pub use self::claim::Claim;
 pub use self::collect::{COLLECTED, Collected, Collection};
+pub use self::content::Sighting;
 pub use self::error::{Operation, StoreError};
 pub use self::follow::Following;
 pub use self::index::PreparedRecord;
@@ -87,6 +88,7 @@ pub use self::limits::{Limits, MinFree};
 pub use self::lower::Lower;
 pub use self::notes::NOTE_LIMIT;
 pub use self::pins::Pin;
+pub use self::small::Unsynced;
 pub use self::verify::{Damage, Verification, Verified};
 
 use self::age::Aging;
@@ -96,6 +98,7 @@ use self::layout::Way;
 use self::lease::Holds;
 use self::observer::Observer;
 use self::room::Usage;
+use self::uses::Noted;
 use crate::clock::Clock;
 use crate::digest::{PayloadDigest, SourceDigest};
 
@@ -119,6 +122,7 @@ struct Inner {
     /// Where other stores are.
     lower: RwLock<Vec<PathBuf>>,
     aging: Mutex<Aging>,
+    noted: Mutex<Noted>,
     /// What this process keeps for its streams.
     holds: Mutex<Holds>,
     usage: Mutex<Usage>,
@@ -230,6 +234,7 @@ impl Store {
             limits: RwLock::default(),
             lower: RwLock::default(),
             aging: Mutex::default(),
+            noted: Mutex::default(),
             holds: Mutex::default(),
             usage: Mutex::new(Usage { entries, ..Usage::default() }),
             whole: Mutex::default(),

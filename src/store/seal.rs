@@ -36,7 +36,7 @@ struct Entry {
 impl Store {
     /// Whether this file of a payload is known to have the right bytes.
     pub(super) fn is_sealed(&self, payload: &PayloadDigest, file: &Identity) -> bool {
-        if self.whole().get(payload) == Some(file) {
+        if self.is_known_whole(payload, file) {
             return true;
         }
         let is_sealed = self.read_seal(payload).is_some_and(|entry| entry.file == *file);
@@ -44,6 +44,11 @@ impl Store {
             self.know_whole(payload, file);
         }
         is_sealed
+    }
+
+    /// Whether this process knows so.
+    pub(super) fn is_known_whole(&self, payload: &PayloadDigest, file: &Identity) -> bool {
+        self.whole().get(payload) == Some(file)
     }
 
     /// When its bytes were last hashed, where nobody has written to them since, by wall time.

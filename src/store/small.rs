@@ -1,15 +1,51 @@
-//! Small files that are written whole: each write takes the place of the file in one step and is
-//! durable before it does.
+//! Small files that are written whole: each write takes the place of the file in one step, and is
+//! durable before it does, or is made so afterwards.
 
 use std::io::Read as _;
 
 use super::Store;
 use super::error::StoreError;
+use super::file::File;
 use super::fs::{Folder, SECRET, sync_together};
-use super::layout::Way;
+use super::layout::{Place, Way};
 use super::temporary::Temporary;
 
+/// A small file that has its place, and will have it after a crash of the machine once it is synced.
+#[must_use]
+#[derive(Debug)]
+pub struct Unsynced {
+    file: File,
+    place: Place,
+}
+
+impl Unsynced {
+    /// Makes it durable.
+    pub fn sync(self) -> Result<(), StoreError> {
+        self.file.sync()?;
+        sync_together(&self.place.folders())
+    }
+}
+
 impl Store {
+    /// As [`write_small`](Self::write_small), for whoever cannot wait for the disk. What a crash of the
+    /// machine leaves of it before it is synced may be anything.
+    pub(super) fn place_small(
+        &self,
+        way: &Way,
+        name: &str,
+        bytes: &[u8],
+        first: impl FnOnce() -> Result<(), StoreError>,
+    ) -> Result<Unsynced, StoreError> {
+        let mut file = Temporary::create(&Way::ingest().make(self.root())?.folder, SECRET)?;
+        file.file().write_all(bytes)?;
+        let written = file.file().duplicate()?;
+        let place = way.make(self.root())?;
+        let _used = self.in_use()?;
+        first()?;
+        file.rename(&place.folder, name)?;
+        Ok(Unsynced { file: written, place })
+    }
+
     /// Writes a file for its owner alone and gives it its place by `name`, which is done after `first`.
     pub(super) fn write_small(
         &self,

@@ -8,11 +8,11 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::task::JoinHandle;
+use tokio::sync::oneshot;
 
 use super::machine::memory::Memory;
 use crate::metrics::Metrics;
-use crate::store::{Lease, Store, View, Views};
+use crate::store::{Lease, Store, StoreError, Unsynced, View, Views};
 
 /// While a node has a stream, what it may open is written down anew each so many seconds of the store's
 /// age.
@@ -121,19 +121,22 @@ impl Leases {
             nodes.values().filter(|node| node.is_due(age)).cloned().collect()
         };
         let leases = self.clone();
-        let write = move || due.iter().for_each(|node| leases.write(node));
+        let write = move || due.iter().for_each(|node| leases.sync(node, leases.write(node)));
         // Nobody waits for the outcome, and a panic in it has been printed.
         let _ = tokio::task::spawn_blocking(write).await;
     }
 
-    /// Writes the lease of a node, unless it is on disk as it is.
-    fn write(&self, node: &Node) {
+    /// Writes the lease of a node, unless it is on disk as it is. What was written is to be synced.
+    fn write(&self, node: &Node) -> Option<Unsynced> {
         let _one = node.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let store = &self.0.store;
         // Each time: an agent that overlaps with this one may serve the same node.
         match store.lease(&node.subject) {
             Ok(lease) => node.state().restore(lease),
-            Err(error) => return self.failed(node, &error.to_string()),
+            Err(error) => {
+                self.failed(node, &error);
+                return None;
+            }
         }
         let age = store.age();
         let (lease, known) = {
@@ -145,22 +148,31 @@ impl Leases {
         store.hold(&node.subject, lease.payloads());
         // A minute before it is due: it is looked at once a minute.
         if known.says_the_same(&lease, RENEWED - 60) {
-            return;
+            return None;
         }
         match store.write_lease(&node.subject, &lease) {
-            Ok(()) => {
+            Ok(unsynced) => {
                 let mut state = node.state();
                 (state.written, state.written_at, state.failing) = (Some(lease), age, false);
+                Some(unsynced)
             }
             Err(error) => {
                 // Other processes see at least that these are in use.
                 let _ = store.note_uses(&lease.payloads());
-                self.failed(node, &error.to_string());
+                self.failed(node, &error);
+                None
             }
         }
     }
 
-    fn failed(&self, node: &Node, error: &str) {
+    /// Makes durable what was written.
+    fn sync(&self, node: &Node, unsynced: Option<Unsynced>) {
+        if let Some(Err(error)) = unsynced.map(Unsynced::sync) {
+            self.failed(node, &error);
+        }
+    }
+
+    fn failed(&self, node: &Node, error: &StoreError) {
         let mut state = node.state();
         state.unwritten = true;
         if !std::mem::replace(&mut state.failing, true) {
@@ -214,7 +226,7 @@ impl State {
         self.written = Some(lease);
     }
 
-    /// A stream gives something else; whether all of it is on disk.
+    /// A stream gives something else; whether all of it is on disk, be it under another name.
     fn give(&mut self, stream: u64, part: Part, age: u64) -> bool {
         let before = self.streams.insert(stream, part).unwrap_or_default();
         let Self { streams, left, written, .. } = self;
@@ -226,7 +238,15 @@ impl State {
         }
         let Some(written) = written else { return false };
         let since = age.saturating_sub(FRESH);
-        part.iter().all(|(name, given)| given.views.iter().all(|view| written.has(name, view, since)))
+        let mut views =
+            part.iter().flat_map(|(name, given)| given.views.iter().map(move |view| (name, view)));
+        if views.clone().all(|(name, view)| written.has(name, view, since)) {
+            return true;
+        }
+        // What is on disk under another name stays as well; under this one it will be in a minute.
+        let fresh = written.names.values().flatten().filter(|(_, sign)| **sign >= since);
+        let fresh: BTreeSet<&View> = fresh.map(|(view, _)| view).collect();
+        views.all(|(_, view)| fresh.contains(view))
     }
 
     /// A stream ends, and leaves behind what it gave.
@@ -284,7 +304,7 @@ impl Member {
         &self,
         given: impl Iterator<Item = (&'a str, bool, Paths)>,
         now: bool,
-    ) -> Option<JoinHandle<()>> {
+    ) -> Option<oneshot::Receiver<()>> {
         let store = &self.leases.0.store;
         let given = given.map(|(name, settled, paths)| {
             let views = paths.filter_map(|path| store.view_at(path)).collect();
@@ -303,7 +323,14 @@ impl Member {
             return None;
         }
         let (leases, node) = (self.leases.clone(), self.node.clone());
-        Some(tokio::task::spawn_blocking(move || leases.write(&node)))
+        let (written, is_written) = oneshot::channel();
+        tokio::task::spawn_blocking(move || {
+            let unsynced = leases.write(&node);
+            // Whoever waited may be gone.
+            let _ = written.send(());
+            leases.sync(&node, unsynced);
+        });
+        Some(is_written)
     }
 }
 

@@ -3,7 +3,7 @@
 //!
 //! A node is known by the listener that it came to and the id that it gives itself.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::machine::backoff::Backoff;
-use super::machine::memory::{LastGood, Made, Memory};
+use super::machine::memory::{LastGood, Made, Memory, Remembered};
 use super::machine::slot::{Failing, Hash, hash};
 use super::machine::{Failure, Settings};
 use super::session::RelaySettings;
@@ -39,7 +39,11 @@ struct Note {
     format: u32,
     node: String,
     configs: Vec<Config>,
+    #[serde(default)]
+    known: Vec<Known>,
 }
+
+/// What worked under a name.
 
 #[derive(Serialize, Deserialize)]
 struct Config {
@@ -50,6 +54,18 @@ struct Config {
     source_key: String,
     /// TypedExtensionConfig, in hex.
     body: String,
+}
+
+/// What Envoy may have under a name, and what it may take no second look at. Hashes are in hex.
+#[derive(Serialize, Deserialize)]
+struct Known {
+    name: String,
+    held: bool,
+    rejected: Vec<String>,
+    rejected_source: Option<String>,
+    fallback_rejected: bool,
+    /// And whether it is a fallback.
+    unjudged: Vec<(String, bool)>,
 }
 
 /// The memories. Clones share them.
@@ -95,10 +111,9 @@ impl Memories {
                 continue;
             }
             let memory = Memory::default();
-            memory
-                .lock()
-                .restore(note.configs.into_iter().filter_map(|config| config.into_last_good(&store)));
-            nodes.insert(note.node, Entry { memory, streams: 0, idle_since: now, unwritten: false });
+            let subject = note.node.clone();
+            memory.lock().restore(note.into_kept(&store), now);
+            nodes.insert(subject, Entry { memory, streams: 0, idle_since: now, unwritten: false });
         }
         Self(Arc::new(Shared { nodes: Mutex::new(nodes), changed: Notify::new(), store, clock }))
     }
@@ -183,12 +198,18 @@ impl Memories {
         let _ = tokio::task::spawn_blocking(write).await;
     }
 
-    /// Forgets the nodes that have been away too long, and the longest away of too many.
+    /// Forgets the nodes that have been away too long, and the longest away of too many; of the others the
+    /// names that no stream has wanted for as long.
     async fn forget(&self) {
         let now = self.0.clock.now();
         let kept: BTreeSet<String> = {
             let mut nodes = self.nodes();
             let before = nodes.len();
+            for entry in nodes.values_mut().filter(|entry| entry.streams > 0) {
+                let mut memory = entry.memory.lock();
+                memory.age(REMEMBERED, now);
+                entry.unwritten |= memory.take_changed();
+            }
             nodes.retain(|_, entry| entry.streams > 0 || now < entry.idle_since + REMEMBERED);
             let mut idle: Vec<_> = nodes
                 .iter()
@@ -224,18 +245,37 @@ pub(super) fn subject(listener: &str, node: &str) -> String {
 impl Note {
     fn of(subject: &str, memory: &Memory) -> Self {
         let memory = memory.lock();
-        let configs = memory.last_good().map(|(name, good)| Config {
+        let (mut configs, mut known) = (Vec::new(), Vec::new());
+        for (name, remembered) in memory.kept() {
+            configs.extend(remembered.last_good.as_ref().map(|good| Config::of(name, good)));
+            known.push(Known::of(name, remembered));
+        }
+        Self { format: FORMAT, node: subject.to_owned(), configs, known }
+    }
+
+    /// What can be read of it, and is still of use.
+    fn into_kept(self, store: &Store) -> BTreeMap<String, Remembered> {
+        let known = self.known.into_iter().filter_map(Known::into_remembered);
+        let mut kept: BTreeMap<String, Remembered> = known.collect();
+        for (name, good) in self.configs.into_iter().filter_map(|config| config.into_last_good(store)) {
+            let remembered = kept.entry(name).or_default();
+            (remembered.held, remembered.last_good) = (true, Some(good));
+        }
+        kept
+    }
+}
+
+impl Config {
+    fn of(name: &str, good: &LastGood) -> Self {
+        Self {
             name: name.to_owned(),
             path: good.made.path.clone(),
             payload: good.made.payload.to_string(),
             source_key: hex::encode(good.made.source_key),
             body: hex::encode(&good.body),
-        });
-        Self { format: FORMAT, node: subject.to_owned(), configs: configs.collect() }
+        }
     }
-}
 
-impl Config {
     fn into_last_good(self, store: &Store) -> Option<(String, LastGood)> {
         let body = Bytes::from(hex::decode(self.body).ok()?);
         let source_key = hex::decode(self.source_key).ok()?.try_into().ok()?;
@@ -246,6 +286,32 @@ impl Config {
             None
         });
         stored.map(|_| (self.name, LastGood { body, made }))
+    }
+}
+
+impl Known {
+    fn of(name: &str, remembered: &Remembered) -> Self {
+        let unjudged = remembered.unjudged.iter().map(|(hash, fallback)| (hex::encode(hash), *fallback));
+        Self {
+            name: name.to_owned(),
+            held: remembered.held,
+            rejected: remembered.rejected.iter().map(hex::encode).collect(),
+            rejected_source: remembered.rejected_source.map(hex::encode),
+            fallback_rejected: remembered.fallback_rejected,
+            unjudged: unjudged.collect(),
+        }
+    }
+
+    fn into_remembered(self) -> Option<(String, Remembered)> {
+        let hash = |text: &String| Hash::try_from(hex::decode(text).ok()?).ok();
+        let unjudged = self.unjudged.iter().map(|(text, fallback)| Some((hash(text)?, *fallback)));
+        let mut remembered = Remembered::default();
+        remembered.held = self.held;
+        remembered.rejected = self.rejected.iter().map(hash).collect::<Option<_>>()?;
+        remembered.rejected_source = self.rejected_source.as_ref().and_then(hash);
+        remembered.fallback_rejected = self.fallback_rejected;
+        remembered.unjudged = unjudged.collect::<Option<_>>()?;
+        Some((self.name, remembered))
     }
 }
 
@@ -292,8 +358,9 @@ impl Keeper {
             let trying = |name: &str| self.trying.contains(&(subject.clone(), name.to_owned()));
             let mut memory = entry.memory.lock();
             let tries = memory.unattended().filter(|(name, _)| !trying(name)).map(|(_, wanted)| wanted.next);
-            let forgotten = (entry.streams == 0).then(|| entry.idle_since + REMEMBERED);
-            due = tries.chain(forgotten).chain(due).min();
+            due = tries.chain(due).min();
+            let left = if entry.streams == 0 { Some(entry.idle_since) } else { memory.left_first() };
+            due = left.map(|left| left + REMEMBERED).into_iter().chain(due).min();
         }
         due
     }
@@ -325,7 +392,7 @@ impl Keeper {
         let wanted = memory.unattended().find(|(wanted, _)| *wanted == name).map(|(_, wanted)| wanted);
         let Some(wanted) = wanted.filter(|wanted| wanted.source == source) else { return };
         match outcome {
-            Ok(_) => memory.arrived(&name),
+            Ok(_) => memory.wants_none(&name),
             Err(error) => {
                 let failure = Failure::of(&error);
                 let earlier = wanted.failing.as_ref().map_or(0, |failing| failing.attempts);

@@ -42,4 +42,5 @@ mod store;
 mod structure;
 mod support;
 mod tags;
+mod ttl;
 mod updates;

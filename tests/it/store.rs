@@ -344,7 +344,7 @@ async fn a_store_is_made_and_shared_under_an_umask_that_takes_every_right_away()
         let expected = match (entry.folder, inside) {
             (true, true) => 0o700,
             (true, false) => 0o711,
-            (false, _) if path.contains("/index/") || path.ends_with("/key") => 0o600,
+            (false, true) if !path.starts_with("v1/content/blobs/") => 0o600,
             (false, _) => 0o444,
         };
         assert_eq!(entry.mode, expected, "{path}: {:o}", entry.mode);

@@ -68,7 +68,7 @@ fn what_is_leased_pinned_or_just_used_stays_and_when_that_is_all_the_error_says_
     let aged = Aged::new();
     aged.limit(|limits| limits.max_bytes = 300);
     let (leased, pinned) = (put_one(&aged, 0), put_one(&aged, 1));
-    aged.store.write_lease(NODE, &lease_on(&aged.store, &[&leased])).unwrap();
+    aged.store.write_lease(NODE, &lease_on(&aged.store, &[&leased])).unwrap().sync().unwrap();
     let pin = Pin { payload: pinned.payload, url: "oci://x".to_owned(), who: "me".to_owned() };
     aged.store.pin(&pin).unwrap();
     aged.pass(2 * HOUR);
@@ -208,7 +208,7 @@ fn leases_are_kept_across_restarts_until_their_time_is_over() {
     aged.limit(|limits| limits.expiry = HOUR);
     let stored = put_one(&aged, 0);
     let lease = lease_on(&aged.store, &[&stored]);
-    aged.store.write_lease(NODE, &lease).unwrap();
+    aged.store.write_lease(NODE, &lease).unwrap().sync().unwrap();
     assert_eq!(mode(&only_file(&aged.home.v1("content/leases"))), 0o600);
     aged.pass(12 * HOUR);
     aged.restart();
@@ -250,7 +250,7 @@ fn after_a_lease_that_cannot_be_read_nothing_is_removed_while_it_could_have_last
         let mut aged = Aged::new();
         aged.limit(|limits| limits.expiry = HOUR);
         let (stored, _) = (put_one(&aged, 0), put_one(&aged, 1));
-        aged.store.write_lease(NODE, &lease_on(&aged.store, &[&stored])).unwrap();
+        aged.store.write_lease(NODE, &lease_on(&aged.store, &[&stored])).unwrap().sync().unwrap();
         damage(&only_file(&aged.home.v1("content/leases")));
         aged.pass(2 * HOUR);
         collect(&aged.store);
@@ -344,7 +344,7 @@ fn a_collection_that_dies_at_any_operation_removes_nothing_leased_and_the_next_o
         put_one(&aged, 1);
         let leased = put_one(&aged, 0);
         aged.store.record(&Audience::Public, "leased", &record_of(&leased)).unwrap();
-        aged.store.write_lease(NODE, &lease_on(&aged.store, &[&leased])).unwrap();
+        aged.store.write_lease(NODE, &lease_on(&aged.store, &[&leased])).unwrap().sync().unwrap();
         aged.pass(11 * MINUTE);
         aged.faults.arm(Plan { at: number, errno: Errno::IO, for_good: true });
         let mut collection = Collection::of(&aged.store, true);
@@ -384,7 +384,7 @@ fn one_that_is_needed_between_the_choice_and_the_removal_stays() {
         if !is_chosen && aged.store.stats().counted_at.is_some() {
             is_chosen = true;
             other.view(&Audience::Public, &payload).unwrap().unwrap();
-            other.write_lease(NODE, &lease_on(&other, &[&stored[1]])).unwrap();
+            other.write_lease(NODE, &lease_on(&other, &[&stored[1]])).unwrap().sync().unwrap();
         }
     }
     assert!(is_chosen);

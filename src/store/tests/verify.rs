@@ -197,7 +197,7 @@ fn a_lease_does_not_keep_damaged_bytes_visible() {
     let (stored, _) = remember(&store, &Audience::Public);
     let view = store.view_at(&stored.path).unwrap();
     let names = [("filter".to_owned(), [(view, store.age())].into())].into();
-    store.write_lease("node", &super::super::Lease::default().followed_by(names)).unwrap();
+    store.write_lease("node", &super::super::Lease::default().followed_by(names)).unwrap().sync().unwrap();
     rot(&store, &stored, OTHER);
     assert_eq!(verify(&store).damaged.len(), 1);
     assert!(!stored.path.exists());

@@ -2,11 +2,13 @@
 //! what is wanted and could not be had. Streams of one node on one listener share it.
 //!
 //! Nothing here is offered by itself: it is used for a name that the control plane offers on the stream.
+//! A name is forgotten when the last stream that wants it says that it no longer does, and otherwise some
+//! time after the last such stream has ended.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
@@ -17,7 +19,7 @@ use crate::discovery::{Discoveries, Seen};
 use crate::module::ModuleRequest;
 
 /// Rejected configs that are remembered of one name, and unjudged ones: the latest.
-const MAX_HASHES: usize = 16;
+pub const MAX_HASHES: usize = 16;
 
 /// The memory of one node. Clones share it.
 #[derive(Debug, Clone, Default)]
@@ -27,6 +29,8 @@ pub struct Memory(Arc<Mutex<Node>>);
 #[derive(Debug, Default)]
 pub struct Node {
     names: BTreeMap<String, Remembered>,
+    /// Counts its streams, so that each has a number of its own.
+    streams: u64,
     /// What its listeners and clusters say of extension configs. In Delta they are not sent again on
     /// the next stream.
     discoveries: Discoveries,
@@ -34,17 +38,18 @@ pub struct Node {
     discovered: u64,
     /// Counts rejections, so that other streams of the node learn of them.
     rejections: u64,
-    /// Whether a last good config is other than it was when this was last asked.
+    /// Whether what is worth keeping on disk is other than it was when this was last asked.
     changed: bool,
 }
 
 /// What is remembered of one resource.
 #[derive(Debug, Clone, Default)]
 pub struct Remembered {
-    /// Envoy accepted something under this name, and no fallback.
+    /// Envoy accepted something under this name, and no fallback, or may have before there was a memory.
     pub held: bool,
     pub last_good: Option<LastGood>,
-    /// What Envoy rejected when it came alone, oldest first.
+    /// What Envoy rejected when it came alone, oldest first, until it is accepted. One Envoy may look at it
+    /// again while another still remembers.
     pub rejected: Vec<Hash>,
     /// The offer that the last of them was made from.
     pub rejected_source: Option<Hash>,
@@ -53,12 +58,23 @@ pub struct Remembered {
     pub unjudged: Vec<(Hash, bool)>,
     /// The module that is wanted, while it is not there.
     pub wanted: Option<Wanted>,
+    /// The streams that it was offered or rejected on, while they want it.
+    streams: BTreeSet<u64>,
+    /// When a stream ended that wanted it, or the process began that found it on disk: its Envoy may come
+    /// back, and remembers too.
+    left: Option<Instant>,
 }
 
 impl Remembered {
     /// Whether Envoy may have something under this name that is better than a fallback.
     pub fn may_be_held(&self) -> bool {
         self.held || self.unjudged.iter().any(|(_, is_fallback)| !is_fallback)
+    }
+
+    /// Whether the next process has to know of it.
+    fn is_worth_keeping(&self) -> bool {
+        let doubts = !self.rejected.is_empty() || !self.unjudged.is_empty() || self.fallback_rejected;
+        self.held || self.last_good.is_some() || doubts
     }
 }
 
@@ -96,8 +112,6 @@ pub struct Wanted {
     pub failing: Option<Failing>,
     /// When it is tried again.
     pub next: Instant,
-    /// A stream sees to that.
-    pub attended: bool,
 }
 
 impl Memory {
@@ -119,35 +133,104 @@ impl Node {
         self.names.entry(name.to_owned()).or_default()
     }
 
-    /// The node no longer wants this name, or the control plane has removed it.
-    pub fn forget(&mut self, name: &str) {
-        let gone = self.names.remove(name);
-        self.changed |= gone.is_some_and(|remembered| remembered.last_good.is_some());
+    /// A stream of the node begins; its number.
+    pub fn join(&mut self) -> u64 {
+        self.streams += 1;
+        self.streams
+    }
+
+    /// What is remembered of this name, which this stream wants.
+    pub fn used(&mut self, name: &str, stream: u64) -> &mut Remembered {
+        let remembered = self.entry(name);
+        remembered.streams.insert(stream);
+        remembered
+    }
+
+    /// The control plane has removed this name on this stream: what worked under it is out of date. Another
+    /// Envoy of the node may still remember what it rejected.
+    pub fn removed(&mut self, name: &str, stream: u64) {
+        self.expired(name);
+        self.forget(name, stream);
+    }
+
+    /// This stream no longer wants this name. Another Envoy of the node, as in a hot restart, may go on
+    /// with it.
+    pub fn forget(&mut self, name: &str, stream: u64) {
+        let Some(remembered) = self.names.get_mut(name) else { return };
+        remembered.streams.remove(&stream);
+        if remembered.streams.is_empty() {
+            remembered.wanted = None;
+            self.forget_unless(name, |remembered| remembered.left.is_some());
+        }
+    }
+
+    /// This stream has ended: what it wants is for others to see to.
+    pub fn leave(&mut self, stream: u64, now: Instant) {
+        for remembered in self.names.values_mut() {
+            if remembered.streams.remove(&stream) {
+                remembered.left = Some(now);
+            }
+        }
+    }
+
+    /// Forgets the names that no stream wants and none has left for so long.
+    pub fn age(&mut self, limit: Duration, now: Instant) {
+        let mut aged = Vec::new();
+        for (name, remembered) in &mut self.names {
+            if remembered.left.take_if(|left| *left + limit <= now).is_some() {
+                aged.push(name.clone());
+            }
+        }
+        for name in aged {
+            self.forget_unless(&name, |remembered| !remembered.streams.is_empty());
+        }
+    }
+
+    /// When the name was left that has been alone for the longest.
+    pub fn left_first(&self) -> Option<Instant> {
+        self.names.values().filter_map(|remembered| remembered.left).min()
+    }
+
+    fn forget_unless(&mut self, name: &str, kept: impl Fn(&Remembered) -> bool) {
+        if let Some(remembered) = self.names.get(name).filter(|remembered| !kept(remembered)) {
+            self.changed |= remembered.is_worth_keeping();
+            self.names.remove(name);
+        }
     }
 
     /// What was wanted under this name has expired: nothing is left of it but what Envoy remembers too.
     pub fn expired(&mut self, name: &str) {
         let Some(remembered) = self.names.get_mut(name) else { return };
-        let gone = remembered.last_good.take();
-        (remembered.held, remembered.wanted) = (false, None);
-        self.changed |= gone.is_some();
+        self.changed |= remembered.is_worth_keeping();
+        (remembered.last_good, remembered.held, remembered.wanted) = (None, false, None);
     }
 
     /// Envoy has looked at this and takes it.
     pub fn judged(&mut self, name: &str, hash: Hash) {
         let remembered = self.entry(name);
+        let doubts = remembered.unjudged.len() + remembered.rejected.len();
         remembered.unjudged.retain(|(unjudged, _)| *unjudged != hash);
         remembered.rejected.retain(|rejected| *rejected != hash);
+        self.changed |= doubts != remembered.unjudged.len() + remembered.rejected.len();
     }
 
     /// Envoy accepted something, with a look at it or without.
     pub fn accepted(&mut self, name: &str, is_fallback: bool, good: Option<LastGood>) {
         let remembered = self.entry(name);
+        let news = !remembered.held && !is_fallback;
         remembered.held |= !is_fallback;
         if good.is_some() && remembered.last_good != good {
             remembered.last_good = good;
             self.changed = true;
         }
+        self.changed |= news;
+    }
+
+    /// An Envoy says that it may have something under this name, and nobody knows otherwise.
+    pub fn holds(&mut self, name: &str, stream: u64) {
+        let remembered = self.used(name, stream);
+        let known = std::mem::replace(&mut remembered.held, true);
+        self.changed |= !known;
     }
 
     /// This was sent for the first time.
@@ -158,6 +241,7 @@ impl Node {
             unjudged.remove(0);
         }
         unjudged.push((hash, is_fallback));
+        self.changed = true;
     }
 
     /// Envoy rejected this, which came alone and was made from the offer `source`.
@@ -172,6 +256,7 @@ impl Node {
         }
         remembered.rejected.push(hash);
         self.rejections += 1;
+        self.changed = true;
     }
 
     /// How many rejections there have been.
@@ -205,35 +290,36 @@ impl Node {
         std::mem::take(&mut self.changed)
     }
 
+    /// What is worth keeping on disk, by name.
+    pub fn kept(&self) -> impl Iterator<Item = (&str, &Remembered)> {
+        let kept = self.names.iter().filter(|(_, remembered)| remembered.is_worth_keeping());
+        kept.map(|(name, remembered)| (&**name, remembered))
+    }
+
     /// The last good configs, by name.
     pub fn last_good(&self) -> impl Iterator<Item = (&str, &LastGood)> {
         self.names.iter().filter_map(|(name, remembered)| Some((&**name, remembered.last_good.as_ref()?)))
     }
 
-    /// Takes over what an earlier process kept.
-    pub fn restore(&mut self, last_good: impl IntoIterator<Item = (String, LastGood)>) {
-        for (name, good) in last_good {
-            let remembered = self.entry(&name);
-            remembered.held = true;
-            remembered.last_good.get_or_insert(good);
+    /// Takes over what an earlier process kept: all but what is wanted, which is for the next stream to say.
+    pub fn restore(&mut self, kept: impl IntoIterator<Item = (String, Remembered)>, now: Instant) {
+        for (name, mut remembered) in kept {
+            remembered.rejected.truncate(MAX_HASHES);
+            remembered.unjudged.truncate(MAX_HASHES);
+            (remembered.wanted, remembered.streams) = (None, BTreeSet::new());
+            remembered.left = Some(now);
+            self.names.entry(name).or_insert(remembered);
         }
     }
 
     /// What is wanted, not there, and seen to by no stream, by name.
     pub fn unattended(&mut self) -> impl Iterator<Item = (&str, &mut Wanted)> {
-        let wanted = self.names.iter_mut();
-        let wanted = wanted.filter_map(|(name, remembered)| Some((&**name, remembered.wanted.as_mut()?)));
-        wanted.filter(|(_, wanted)| !wanted.attended)
+        let names = self.names.iter_mut().filter(|(_, remembered)| remembered.streams.is_empty());
+        names.filter_map(|(name, remembered)| Some((&**name, remembered.wanted.as_mut()?)))
     }
 
-    /// The stream that saw to what is wanted under this name has ended.
-    pub fn left(&mut self, name: &str) {
-        let wanted = self.names.get_mut(name).and_then(|remembered| remembered.wanted.as_mut());
-        wanted.into_iter().for_each(|wanted| wanted.attended = false);
-    }
-
-    /// No longer wants what is there now.
-    pub fn arrived(&mut self, name: &str) {
+    /// No module is wanted under this name any more: it is there, or something else is wanted.
+    pub fn wants_none(&mut self, name: &str) {
         if let Some(remembered) = self.names.get_mut(name) {
             remembered.wanted = None;
         }

@@ -105,6 +105,8 @@ pub struct Machine {
     missed: usize,
     backoff: Backoff,
     memory: Memory,
+    /// This stream's number there.
+    stream: u64,
     /// Rejections of the node that this stream knows of.
     rejections: u64,
     /// What is known of the node's listeners and clusters, as far as this stream has looked.
@@ -126,6 +128,7 @@ impl Machine {
             missed: 0,
             backoff: Backoff::new(seed),
             memory: Memory::default(),
+            stream: 0,
             rejections: 0,
             discovered: 0,
             given_changed: false,
@@ -136,15 +139,17 @@ impl Machine {
 
     /// Uses and keeps what is known of Envoy's node. To be called before anything else, or not at all.
     pub fn remember_in(&mut self, memory: Memory) {
-        self.rejections = memory.lock().rejections();
-        self.discovered = memory.lock().discovered();
+        {
+            let mut memory = memory.lock();
+            self.stream = memory.join();
+            (self.rejections, self.discovered) = (memory.rejections(), memory.discovered());
+        }
         self.memory = memory;
     }
 
     /// The stream has ended: what it wants is for others to see to.
-    pub fn leave(&mut self) {
-        let mut memory = self.memory.lock();
-        self.slots.keys().for_each(|name| memory.left(name));
+    pub fn leave(&mut self, now: Instant) {
+        self.memory.lock().leave(self.stream, now);
     }
 
     /// What is to be done, in order. Ask after each event or batch of events.
@@ -170,13 +175,15 @@ impl Machine {
             self.resuming = Some(now + self.settings.hold);
         }
         if change.dropped.contains(WILDCARD) {
-            self.slots.retain(|name, _| self.envoy.wants(name));
+            let unwanted = self.slots.keys().filter(|name| !self.envoy.wants(name));
+            unwanted.cloned().collect::<Vec<_>>().iter().for_each(|name| self.forget(name));
         }
         for name in &change.held {
             // In the state of the world Envoy may hold any of them, but for what it was never sent, or rejected.
             let cannot_be = || self.memory.lock().get(name).is_some_and(|known| !known.may_be_held());
             if self.envoy.variant() == Variant::Delta || !cannot_be() {
                 self.slots.entry(name.clone()).or_default().envoy_holds = true;
+                self.memory.lock().holds(name, self.stream);
             }
         }
         if change.is_change() {
@@ -223,7 +230,8 @@ impl Machine {
                 malformed.push((name, "the response that brings it also removes it".to_owned()));
                 continue;
             }
-            self.forget(&name);
+            self.slots.remove(&name);
+            self.memory.lock().removed(&name, self.stream);
             self.envoy.remove(name);
         }
         let mut error = None;
@@ -264,7 +272,7 @@ impl Machine {
         slot.fetching = Fetching::Idle;
         self.given_changed = true;
         if result.is_ok() {
-            self.memory.lock().arrived(name);
+            self.memory.lock().wants_none(name);
         }
         match result {
             Ok(module) => match slot.arrived(module) {
@@ -413,7 +421,7 @@ impl Machine {
         }
         self.generations += 1;
         self.envoy.offered(&name);
-        let (first, doubted) = (slot.offer.is_none(), slot.rejections());
+        let first = slot.offer.is_none();
         // What Envoy has meanwhile lives as long as what it waits for.
         if slot.extend_ttl(&offer, now) {
             self.envoy.force(&name);
@@ -421,17 +429,12 @@ impl Machine {
         slot.take(offer, self.generations, now, self.settings.hold);
         {
             let mut memory = self.memory.lock();
-            let remembered = memory.entry(&name);
+            let remembered = memory.used(&name, self.stream);
             if first {
                 slot.recall(remembered, now, self.settings.hold);
-            } else {
-                // What gets a second chance here does so everywhere.
-                let pardoned = |hash: &Hash| doubted.contains(hash) && !slot.rejections().contains(hash);
-                remembered.rejected.retain(|rejected| !pardoned(rejected));
             }
-            match &mut remembered.wanted {
-                Some(wanted) if matches!(slot.fetching, Fetching::Waiting(_)) => wanted.attended = true,
-                wanted => *wanted = None,
+            if !matches!(slot.fetching, Fetching::Waiting(_)) {
+                remembered.wanted = None;
             }
         }
         let Some(offer) = &slot.offer else { return false };
@@ -444,8 +447,7 @@ impl Machine {
                     slot.fetching = Fetching::Running;
                     let (source, request) = (offer.source, request.clone());
                     let request_of = request.clone();
-                    let wanted =
-                        Wanted { source, request: request_of, failing: None, next: now, attended: true };
+                    let wanted = Wanted { source, request: request_of, failing: None, next: now };
                     self.memory.lock().entry(&name).wanted = Some(wanted);
                     let request = Box::new(request);
                     self.actions.push(Action::Fetch { name, generation: self.generations, request });
@@ -466,7 +468,7 @@ impl Machine {
     /// The name is no longer wanted.
     fn forget(&mut self, name: &str) {
         self.slots.remove(name);
-        self.memory.lock().forget(name);
+        self.memory.lock().forget(name, self.stream);
     }
 
     fn failed(&mut self, name: &str, failure: Failure, now: Instant) {
@@ -489,7 +491,7 @@ impl Machine {
         for (name, hash) in &sent.carried {
             if let Some(slot) = self.slots.get_mut(name) {
                 slot.accepted(*hash);
-                let good = slot.last_good_for(*hash);
+                let good = slot.last_good_for(*hash).filter(|_| !slot.accepted_unread());
                 let mut memory = self.memory.lock();
                 memory.accepted(name, slot.has_fallback(), good);
                 if !slot.accepted_unread() {
@@ -535,7 +537,9 @@ impl Machine {
                 let is_fallback = slot.rejected(*hash, alone);
                 if alone {
                     let source = slot.offer.as_ref().map(|offer| offer.source);
-                    self.memory.lock().rejected(name, *hash, source, is_fallback);
+                    let mut memory = self.memory.lock();
+                    memory.used(name, self.stream);
+                    memory.rejected(name, *hash, source, is_fallback);
                 }
             }
             if alone {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 
-use super::memory::{LastGood, Made, Remembered};
+use super::memory::{LastGood, MAX_HASHES, Made, Remembered};
 use super::refresh::Follow;
 use super::{Failure, Serving};
 use crate::module::{Module, ModuleRequest, ModuleUrl};
@@ -236,8 +236,12 @@ pub struct Slot {
     attempted: Option<Hash>,
     /// What Envoy rejected.
     doubts: Vec<(Hash, Doubt)>,
+    /// What got a second chance, whatever other streams say of it: the latest.
+    pardoned: Vec<Hash>,
     /// The offer of what Envoy rejected last: another one may lead to the same bytes.
     rejected_source: Option<Hash>,
+    /// The same where that was on another stream, and nothing has been offered here since.
+    learned_source: Option<Hash>,
     /// Envoy takes no fallback under this name, whatever config it stands in for.
     fallback_rejected: bool,
     /// What uses this name does not take the filter, or has something of its own to fall back on.
@@ -282,7 +286,10 @@ impl Slot {
         self.fetching = Fetching::Idle;
         self.failing = None;
         self.follow = None;
-        self.give_second_chances();
+        // Another Envoy of the node may have been quicker to be offered this one, and to reject it.
+        if self.learned_source.take() != Some(offer.source) && self.offer.is_some() {
+            self.give_second_chances();
+        }
         let timeout = match &offer.plan {
             Plan::Remote(remote) => remote.request.as_ref().ok().and_then(|request| request.timeout),
             _ => None,
@@ -325,11 +332,18 @@ impl Slot {
         self.learn_rejections(remembered);
     }
 
-    /// What Envoy rejected on another stream. What it has accepted on this one stays.
+    /// What Envoy rejected on another stream. What it has accepted on this one, and not perhaps unread,
+    /// stays.
     pub fn learn_rejections(&mut self, remembered: &Remembered) {
+        self.accepted
+            .take_if(|accepted| self.accepted_unread && remembered.rejected.contains(&accepted.hash));
         let accepted = self.accepted.as_ref().map(|accepted| accepted.hash);
-        self.rejected_source = remembered.rejected_source;
-        for hash in remembered.rejected.iter().filter(|hash| Some(**hash) != accepted) {
+        if self.rejected_source != remembered.rejected_source {
+            self.rejected_source = remembered.rejected_source;
+            self.learned_source = remembered.rejected_source;
+        }
+        let stays = |hash: &Hash| Some(*hash) == accepted || self.pardoned.contains(hash);
+        for hash in remembered.rejected.iter().filter(|hash| !stays(hash)) {
             self.last_good.take_if(|good| good.hash == *hash);
             match self.doubts.iter_mut().find(|(doubted, _)| doubted == hash) {
                 Some((_, doubt)) => *doubt = Doubt::Rejected,
@@ -354,7 +368,10 @@ impl Slot {
     /// ignore, nor what is about to be replaced.
     fn give_second_chances(&mut self) {
         let kept = [self.attempted, self.candidate.as_ref().map(|candidate| candidate.hash)];
-        self.doubts.retain(|(hash, _)| kept.contains(&Some(*hash)));
+        let pardoned = self.doubts.extract_if(.., |(hash, _)| !kept.contains(&Some(*hash)));
+        self.pardoned.extend(pardoned.map(|(hash, _)| hash));
+        let excess = self.pardoned.len().saturating_sub(MAX_HASHES);
+        self.pardoned.drain(..excess);
     }
 
     /// Makes the resource, or what is left of it without our keys, the candidate; whether that is
@@ -661,6 +678,7 @@ impl Slot {
         if alone {
             self.rejected_source = self.offer.as_ref().map(|offer| offer.source);
         }
+        self.pardoned.retain(|pardoned| *pardoned != hash);
         self.doubts.push((hash, if alone { Doubt::Rejected } else { Doubt::Suspect }));
         is_fallback
     }

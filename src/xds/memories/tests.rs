@@ -3,7 +3,9 @@ use std::time::SystemTime;
 
 use super::*;
 use crate::clock::ManualClock;
+use crate::module::ModuleRequest;
 use crate::store::{Audience, StoreConfig, Stored};
+use crate::xds::machine::memory::Wanted;
 
 struct Home {
     folder: tempfile::TempDir,
@@ -107,4 +109,67 @@ async fn a_note_that_is_no_note_is_left_alone() {
     memories.0.store.write_note("x", b"{").unwrap();
     memories.0.store.write_note("y", br#"{"format":2,"node":"n","configs":[]}"#).unwrap();
     assert!(home.memories().nodes().is_empty());
+}
+
+#[tokio::test]
+async fn what_envoy_rejected_or_never_judged_is_known_after_a_restart() {
+    let home = Home::new();
+    let (rejected, unjudged, fallback, source) = ([1; 16], [2; 16], [3; 16], [4; 16]);
+    {
+        let memories = home.memories();
+        let member = memories.join("listener", "node");
+        {
+            let mut memory = member.memory.lock();
+            memory.sent("a", unjudged, false);
+            memory.sent("a", fallback, true);
+            memory.rejected("a", rejected, Some(source), true);
+            memory.accepted("plain", false, None);
+        }
+        member.save();
+        memories.write().await;
+    }
+    let member = home.memories().join("listener", "node");
+    let memory = member.memory.lock();
+    let known = memory.get("a").unwrap();
+    assert_eq!(known.rejected, [rejected]);
+    assert_eq!((known.rejected_source, known.fallback_rejected), (Some(source), true));
+    assert_eq!(known.unjudged, [(unjudged, false), (fallback, true)]);
+    assert!(!known.held && memory.get("plain").unwrap().held);
+}
+
+#[tokio::test]
+async fn a_note_of_an_older_agent_is_read() {
+    let home = Home::new();
+    let good = home.good("one");
+    let subject = hex::encode(hash(&[b"listener", b"node"]));
+    let config = serde_json::to_value(Config::of("a", &good)).unwrap();
+    let note = serde_json::json!({"format": 1, "node": subject, "configs": [config]});
+    home.memories().0.store.write_note(&subject, note.to_string().as_bytes()).unwrap();
+    assert_eq!(remembered(&home.memories().join("listener", "node"), "a"), Some(good));
+}
+
+#[tokio::test]
+async fn what_a_stream_wanted_is_tried_for_ten_minutes_after_it_though_the_node_has_another() {
+    let home = Home::new();
+    let memories = home.memories();
+    let (first, second) = (memories.join("listener", "node"), memories.join("listener", "node"));
+    let now = || memories.0.clock.now();
+    let wanted = || first.memory.lock().unattended().count();
+    let stream = {
+        let mut memory = first.memory.lock();
+        let stream = memory.join();
+        let request = ModuleRequest::new("oci://r.io/a:1".parse().unwrap());
+        let next = now();
+        memory.used("a", stream).wanted = Some(Wanted { source: [1; 16], request, failing: None, next });
+        stream
+    };
+    assert_eq!(wanted(), 0, "its stream sees to it");
+    first.memory.lock().leave(stream, now());
+    home.clock.advance(REMEMBERED - Duration::from_secs(1));
+    memories.forget().await;
+    assert_eq!(wanted(), 1);
+    home.clock.advance(Duration::from_secs(1));
+    memories.forget().await;
+    assert_eq!(wanted(), 0);
+    assert!(second.memory.lock().get("a").is_none());
 }

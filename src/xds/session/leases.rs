@@ -1,6 +1,6 @@
 //! Responses to Envoy, and the leases that are written before they go out. Nothing else waits for that.
 
-use tokio::task::JoinHandle;
+use tokio::sync::oneshot;
 
 use super::Session;
 use super::end::End;
@@ -12,7 +12,7 @@ use crate::xds::machine::EnvoyResponse;
 /// A response that names files which are being leased.
 pub(super) struct Held {
     response: EnvoyResponse,
-    lease: JoinHandle<()>,
+    lease: oneshot::Receiver<()>,
 }
 
 /// Waits until the files that it names are leased, where there is one. Cancel safe.
@@ -27,7 +27,7 @@ pub(super) async fn leased(held: &mut Option<Held>) {
 impl Session {
     /// Leases what Envoy may open from now on, where that has changed; where it is told `now`, what to
     /// wait for before that.
-    pub(super) fn lease(&mut self, now: bool) -> Option<JoinHandle<()>> {
+    pub(super) fn lease(&mut self, now: bool) -> Option<oneshot::Receiver<()>> {
         // Where Envoy does not say who it is.
         let join = || self.shared.leases.join(&self.listener, "", None);
         let mut machine = self.entry.machine();
@@ -42,7 +42,7 @@ impl Session {
     pub(super) fn respond(
         &mut self,
         response: EnvoyResponse,
-        lease: Option<JoinHandle<()>>,
+        lease: Option<oneshot::Receiver<()>>,
     ) -> Result<(), End> {
         match lease {
             Some(lease) if self.held.is_none() => {

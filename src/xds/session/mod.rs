@@ -170,7 +170,7 @@ impl Session {
         tracing::info!(
             listener = &*self.listener, node = self.node_id, reason = %end, "stream ended"
         );
-        self.entry.machine().leave();
+        self.entry.machine().leave(self.shared.clock.now());
         let Self { to_envoy, shared, entry, member, lease, fetches, .. } = self;
         drop((entry, member, lease, fetches));
         match end {

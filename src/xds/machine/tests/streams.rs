@@ -6,6 +6,7 @@ impl Bench {
     /// The next stream of the same node, on which Envoy asks for these names. In the state of the world
     /// it has a version from before; in Delta it says which of them it holds.
     pub(super) fn next_stream(&mut self, memory: &Memory, names: &[&str], held: &[&str]) {
+        self.machine.leave(self.now);
         self.machine = Machine::new(self.variant, Settings::default(), 11);
         self.machine.remember_in(memory.clone());
         let set = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<_>>();
@@ -245,14 +246,14 @@ fn what_is_wanted_is_for_others_to_see_to_once_the_stream_has_ended() {
         bench.control(&offer, &[]);
         bench.fails(0);
         assert_eq!(unattended(), [""; 0]);
-        bench.machine.leave();
+        bench.machine.leave(bench.now);
         assert_eq!(unattended(), ["a"]);
         bench.next_stream(&memory, &["a"], &[]);
         bench.control(&offer, &[]);
         assert_eq!(unattended(), [""; 0], "the next one does");
         bench.passes(Duration::from_secs(2));
         bench.arrives(bench.fetches.len() - 1, "/store/a.wasm");
-        bench.machine.leave();
+        bench.machine.leave(bench.now);
         assert_eq!(unattended(), [""; 0], "it is there");
     }
 }
@@ -340,4 +341,162 @@ fn what_a_second_envoy_accepts_stands_in_though_the_first_has_not_judged_it() {
         other.nack("bad");
         assert!(is_fallback(&other.last()["a"]) && other.machine.awaits_envoy());
     }
+}
+
+#[test]
+fn a_second_envoy_that_unsubscribes_takes_nothing_from_the_first() {
+    for variant in BOTH {
+        let memory = Memory::default();
+        let mut bench = Bench::remembering(variant, &memory);
+        bench.accepts("1");
+        // A second Envoy of the node, as in a hot restart.
+        let mut other = Bench::remembering(variant, &memory);
+        other.accepts("1");
+        bench.control(&[filter("a", "oci://r.io/a:2", false)], &[]);
+        bench.arrives(bench.fetches.len() - 1, "/store/2.wasm");
+        bench.nack("on_configure failed");
+        other.subscribe(&[], &["a"]);
+        bench.next_stream(&memory, &["a"], &[]);
+        // Nor while the first is between two streams.
+        other.subscribe(&["a"], &[]);
+        other.control(&[filter("a", "oci://r.io/a:2", false)], &[]);
+        bench.machine.leave(bench.now);
+        other.subscribe(&[], &["a"]);
+        bench.next_stream(&memory, &["a"], &[]);
+        bench.control(&[filter("a", "oci://r.io/a:2", false)], &[]);
+        bench.arrives(bench.fetches.len() - 1, "/store/2.wasm");
+        assert!(holds(&bench.last()["a"], "/store/1.wasm"), "{variant:?}: Envoy would not look at it");
+    }
+}
+
+#[test]
+fn what_the_last_stream_to_want_it_unsubscribes_from_is_forgotten() {
+    for variant in BOTH {
+        let memory = Memory::default();
+        let mut bench = Bench::remembering(variant, &memory);
+        let mut other = Bench::remembering(variant, &memory);
+        bench.accepts("1");
+        other.accepts("1");
+        bench.subscribe(&[], &["a"]);
+        assert!(memory.lock().get("a").is_some());
+        other.subscribe(&[], &["a"]);
+        assert!(memory.lock().get("a").is_none());
+    }
+}
+
+#[test]
+fn what_was_perhaps_accepted_unread_is_rejected_where_another_envoy_of_the_node_rejects_it() {
+    let memory = Memory::default();
+    let mut bench = Bench::remembering(Variant::Delta, &memory);
+    bench.subscribe(&["b"], &[]);
+    bench.control(&[plain("a", "bad"), plain("b", "good")], &[]);
+    bench.nack("one of them");
+    // Each goes alone, and Envoy takes no second look at what it rejected.
+    bench.ack();
+    bench.ack();
+    let mut other = Bench::remembering(Variant::Delta, &memory);
+    other.control(&[plain("a", "bad")], &[]);
+    other.nack("bad");
+    bench.control(&[filter("a", "oci://r.io/a:1", false)], &[]);
+    bench.fails(0);
+    bench.passes(Duration::from_secs(6));
+    bench.ack();
+    bench.passes(Duration::from_secs(60));
+    bench.arrives(bench.fetches.len() - 1, "/store/1.wasm");
+    bench.nack("on_configure failed");
+    assert!(is_fallback(&bench.last()["a"]), "there is nothing that works");
+}
+
+#[test]
+fn what_was_perhaps_accepted_unread_is_no_last_good_of_the_node() {
+    let memory = Memory::default();
+    let mut bench = Bench::remembering(Variant::Delta, &memory);
+    bench.next_stream(&memory, &["a", "b"], &["a"]);
+    bench.control(&[filter("a", "oci://r.io/a:1", false), plain("b", "1")], &[]);
+    bench.arrives(0, "/store/1.wasm");
+    bench.control(&[plain("b", "2")], &[]);
+    bench.ack();
+    assert_eq!(bench.last().len(), 2);
+    bench.nack("one of them");
+    // Each goes alone, and Envoy takes no second look at what it rejected.
+    bench.ack();
+    bench.ack();
+    assert_eq!(memory.lock().get("a").unwrap().last_good, None);
+}
+
+#[test]
+fn an_envoy_that_may_hold_a_config_still_may_on_the_stream_after() {
+    // The agent has started again, and knows nothing of what is not Wasm.
+    let memory = Memory::default();
+    let mut bench = Bench::remembering(Variant::StateOfTheWorld, &memory);
+    for _ in 0..2 {
+        bench.next_stream(&memory, &["a"], &["a"]);
+        bench.control(&[filter("a", "oci://r.io/a:1", false)], &[]);
+    }
+    bench.fails(bench.fetches.len() - 1);
+    bench.passes(Duration::from_secs(30));
+    assert!(bench.responses.is_empty());
+}
+
+#[test]
+fn what_one_envoy_has_rejected_is_not_sent_to_another_that_hears_of_it_before_it_is_offered() {
+    for variant in BOTH {
+        let memory = Memory::default();
+        let mut bench = Bench::remembering(variant, &memory);
+        let mut slow = Bench::remembering(variant, &memory);
+        bench.accepts("1");
+        slow.accepts("1");
+        bench.control(&[plain("a", "bad")], &[]);
+        bench.nack("bad");
+        slow.subscribe(&["b"], &[]);
+        let sent = slow.responses.len();
+        slow.control(&[plain("a", "bad")], &[]);
+        assert_eq!(slow.responses.len(), sent);
+        // Nor is it forgotten by the node.
+        bench.next_stream(&memory, &["a"], &[]);
+        bench.control(&[plain("a", "bad")], &[]);
+        assert!(!holds(&bench.last()["a"], "bad"), "{variant:?}");
+    }
+}
+
+#[test]
+fn what_one_envoy_may_look_at_again_another_may_not_have_got_past() {
+    let memory = Memory::default();
+    let mut bench = Bench::remembering(Variant::Delta, &memory);
+    let mut quick = Bench::remembering(Variant::Delta, &memory);
+    let offer = |tag: &str| [filter("a", &format!("oci://r.io/a:{tag}"), false)];
+    for bench in [&mut bench, &mut quick] {
+        bench.control(&offer("1"), &[]);
+        bench.arrives(0, "/store/1.wasm");
+    }
+    bench.nack("on_configure failed");
+    quick.nack("on_configure failed");
+    quick.ack();
+    quick.control(&offer("2"), &[]);
+    // The first has been given nothing else since, for all that anybody knows.
+    bench.next_stream(&memory, &["a"], &[]);
+    bench.control(&offer("1"), &[]);
+    bench.arrives(bench.fetches.len() - 1, "/store/1.wasm");
+    let last = bench.responses.last().map(|response| configs(Variant::Delta, response));
+    assert!(last.is_none_or(|last| !holds(&last["a"], "/store/1.wasm")));
+}
+
+#[test]
+fn what_an_envoy_rejected_and_comes_back_with_is_not_sent_though_another_rejects_something_else_meanwhile() {
+    let memory = Memory::default();
+    let mut bench = Bench::remembering(Variant::StateOfTheWorld, &memory);
+    let mut other = Bench::remembering(Variant::StateOfTheWorld, &memory);
+    bench.control(&[plain("a", "good")], &[]);
+    bench.ack();
+    bench.control(&[plain("a", "bad")], &[]);
+    bench.nack("bad");
+    bench.ack();
+    bench.next_stream(&memory, &["a"], &["a"]);
+    other.control(&[plain("a", "worse")], &[]);
+    other.nack("worse");
+    // It learns of that before it is offered anything.
+    bench.passes(Duration::from_secs(1));
+    bench.act();
+    bench.control(&[plain("a", "bad")], &[]);
+    assert!(bench.responses.is_empty());
 }

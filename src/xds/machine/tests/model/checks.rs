@@ -9,18 +9,24 @@ impl World {
                 self.check_name(stream, name);
             }
             check_answers(stream);
+            self.check_last_good();
             assert_eq!(stream.control.subscribed, stream.envoy.names, "no subscription is lost");
             let mut slots = stream.bench.machine.slots().map(|(name, _)| name);
             assert!(slots.all(|name| stream.envoy.names.contains(name)), "nothing is left of the gone");
         }
     }
 
+    /// What is kept as good has been looked at.
+    pub fn check_last_good(&self) {
+        for (name, kept) in self.memory.lock().kept() {
+            let bad = kept.last_good.as_ref().is_some_and(|good| holds(&good.body, POISON));
+            assert!(!bad, "{name}: what Envoy rejects is kept as what works");
+        }
+    }
+
     fn check_name(&self, stream: &Stream, name: &str) {
         let Stream { envoy, control, anew, .. } = stream;
         let runs = envoy.runs.get(name);
-        if envoy.has_secret(name) {
-            return;
-        }
         if let Some(runs) = runs.filter(|runs| stream::counts(anew, name, runs)) {
             assert!(!envoy.owed.contains(name), "{name} is not sent to its second subscriber");
             let attempted = envoy.attempted.get(name);
@@ -58,7 +64,7 @@ impl World {
     /// Each Envoy unsubscribes from everything, after the control plane has ceased to extend TTLs.
     pub fn depart(mut self) {
         if self.habits.ttls {
-            self.rests(false);
+            self.rests(LONG, &End::Good, false);
             self.check_expired();
         }
         for stream in &mut self.streams {
@@ -68,7 +74,7 @@ impl World {
                 stream.envoy.subscribes(self.habits.variant, &[], &names);
             }
         }
-        self.rests(false);
+        self.rests(LONG, &End::Good, false);
         for stream in &self.streams {
             let machine = &stream.bench.machine;
             assert_eq!(machine.slots().count(), 0, "nothing is left when all is gone");
@@ -76,8 +82,9 @@ impl World {
             assert_eq!(stream.control.subscribed, BTreeSet::new(), "nothing is asked for when all is gone");
             check_answers(stream);
         }
-        let memory = self.memory.lock();
-        for name in NAMES.iter().filter(|name| !self.left.contains(**name)) {
+        let mut memory = self.memory.lock();
+        memory.age(REMEMBERED, self.now + REMEMBERED);
+        for name in NAMES {
             assert!(memory.get(name).is_none(), "{name} is remembered when all is gone");
         }
     }

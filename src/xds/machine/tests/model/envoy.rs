@@ -23,6 +23,14 @@ pub struct Runs {
     pub confirmed: bool,
 }
 
+/// What the machine has to know of a config that Envoy runs.
+pub struct Known {
+    /// Which it is, and that it works: it is not replaced by an older one.
+    pub works: bool,
+    /// That there is one: no fallback takes its place.
+    pub is_held: bool,
+}
+
 /// Applies what it accepts, remembers what it tried, and looks at nothing twice, as the real one does.
 #[derive(Default)]
 pub struct Envoy {
@@ -37,11 +45,6 @@ pub struct Envoy {
     expires: BTreeMap<String, Instant>,
     /// Names of which it dropped what it had by its TTL.
     pub outlived: BTreeSet<String>,
-    /// What it had rejected, or would have said so, when an agent began that knows nothing of that. Where
-    /// the same is wanted then, it is accepted unread, and nobody can know.
-    pub secrets: BTreeMap<String, Bytes>,
-    /// Names of which it has accepted such a one unread, which misleads whoever asked.
-    pub misled: BTreeSet<String>,
     /// What it would miss, unified.
     came: BTreeSet<String>,
     /// Responses of the machine that it has read.
@@ -62,7 +65,6 @@ impl Envoy {
         self.expires.remove(name);
         self.came.remove(name);
         self.outlived.remove(name);
-        self.misled.remove(name);
     }
 
     /// Drops what has outlived its TTL.
@@ -74,37 +76,24 @@ impl Envoy {
         }
     }
 
-    /// An agent begins that knows nothing of what was rejected.
-    pub fn keeps_secrets(&mut self, habits: &Habits) {
-        let rejected = self.attempted.iter().filter(|(_, config)| Self::rejects(config, habits));
-        self.secrets = rejected.map(|(name, config)| (name.clone(), config.clone())).collect();
-    }
-
-    /// Whether all that is known against this name is a secret.
-    pub fn has_secret(&self, name: &str) -> bool {
-        let secret = self.secrets.get(name).filter(|secret| self.attempted.get(name) == Some(*secret));
-        secret.is_some() || self.misled.contains(name)
-    }
-
     pub fn rejects(config: &Bytes, habits: &Habits) -> bool {
         holds(config, POISON) || (is_fallback(config) && !habits.rbac)
     }
 
-    /// Reads a response and answers it. `counts`: whether the machine has to know that this is run, and
-    /// may not make it worse.
+    /// Reads a response and answers it. `known`: what the machine has to know of what is run.
     pub fn reads(
         &mut self,
         response: &Sent,
         habits: &Habits,
         now: Instant,
-        counts: impl Fn(&str, &Runs) -> bool,
+        known: impl Fn(&str, &Runs) -> Known,
     ) {
         self.read += 1;
         self.owed.retain(|name| !response.configs.contains_key(name));
         if habits.variant == Variant::StateOfTheWorld {
             self.keep_for_their_ttls(response, now);
         }
-        let error = self.apply(response, habits, counts);
+        let error = self.apply(response, habits, known);
         sequences::tell(|| {
             let carried =
                 response.configs.iter().map(|(name, sent)| (name, token_of(&sent.config), sent.ttl));
@@ -146,7 +135,7 @@ impl Envoy {
         &mut self,
         response: &Sent,
         habits: &Habits,
-        counts: impl Fn(&str, &Runs) -> bool,
+        known: impl Fn(&str, &Runs) -> Known,
     ) -> Option<String> {
         let mut error = None;
         let mut names: Vec<String> = response.configs.keys().chain(&self.came).cloned().collect();
@@ -168,9 +157,6 @@ impl Envoy {
                 self.came.insert(name.clone());
             }
             if self.attempted.get(&name) == Some(config) {
-                if self.secrets.get(&name) == Some(config) {
-                    self.misled.insert(name);
-                }
                 continue;
             }
             self.attempted.insert(name.clone(), config.clone());
@@ -182,12 +168,12 @@ impl Envoy {
                 }
             }
             if let Some(running) = self.runs.get(&name)
-                && counts(&name, running)
                 && !is_fallback(&running.config)
             {
-                assert!(!is_fallback(config), "{name}: a fallback replaces what works");
+                let Known { works, is_held } = known(&name, running);
+                assert!(!(is_held && is_fallback(config)), "{name}: a fallback replaces what works");
                 let older = rank.is_some_and(|rank| running.rank.is_some_and(|running| rank < running));
-                assert!(!older, "{name} goes backwards");
+                assert!(!(works && older), "{name} goes backwards");
             }
             self.runs.insert(
                 name,

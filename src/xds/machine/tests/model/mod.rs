@@ -13,7 +13,7 @@ use std::collections::VecDeque;
 use super::*;
 
 use self::control::{AllWanted, ControlPlane, Wanted};
-use self::envoy::{Envoy, Rank, Runs};
+use self::envoy::{Envoy, Known, Rank, Runs};
 use self::sequences::{End, Habits, Step};
 use self::stream::{Carried, Sent, Stream};
 
@@ -22,6 +22,8 @@ const NAMES: [&str; 4] = ["a", "b", "c", "d"];
 const POISON: &str = "poison";
 /// How often tags are looked at.
 const INTERVAL: Duration = Duration::from_secs(15);
+/// How long a name is remembered that no stream wants.
+const REMEMBERED: Duration = Duration::from_secs(600);
 /// Longer than any retry or look is put off.
 const LONG: Duration = Duration::from_secs(110);
 
@@ -79,8 +81,6 @@ struct World {
     registry: Registry,
     /// Of Envoys of one node, two at most.
     streams: Vec<Stream>,
-    /// Names that streams wanted when they ended, which are remembered for a while.
-    left: BTreeSet<String>,
 }
 
 impl World {
@@ -92,7 +92,6 @@ impl World {
             wanted: BTreeMap::new(),
             registry: Registry::default(),
             streams: Vec::new(),
-            left: BTreeSet::new(),
         };
         world.begins(owned(&NAMES));
         world
@@ -181,6 +180,10 @@ impl World {
                 self.streams[envoy].connects(&self.habits, &self.memory);
             }
             Step::AgentRestarts => self.agent_restarts(),
+            Step::Outage { seconds } => {
+                let fault = End::Fault { permanent: false, retry_after: None };
+                self.rests(Duration::from_secs(seconds.into()), &fault, false);
+            }
             Step::HotRestart if self.streams.len() == 1 => self.begins(self.streams[0].envoy.names.clone()),
             Step::Ends { envoy } if self.streams.len() == 2 => {
                 self.leaves(envoy);
@@ -215,10 +218,15 @@ impl World {
     }
 
     fn envoy_reads(&mut self, envoy: usize) -> bool {
-        let envoy = envoy % self.streams.len();
-        let Stream { envoy, sent, anew, .. } = &mut self.streams[envoy];
+        let number = envoy % self.streams.len();
+        let Stream { envoy, sent, anew, gone, .. } = &mut self.streams[number];
         let Some(response) = sent.get(envoy.read) else { return false };
-        envoy.reads(response, &self.habits, self.now, |name, runs| stream::counts(anew, name, runs));
+        sequences::tell(|| format!("Envoy {number}:"));
+        let known = |name: &str, runs: &Runs| Known {
+            works: stream::counts(anew, name, runs),
+            is_held: stream::counts(gone, name, runs),
+        };
+        envoy.reads(response, &self.habits, self.now, known);
         true
     }
 
@@ -260,24 +268,20 @@ impl World {
 
     /// The stream ends, with all that is on its way.
     fn leaves(&mut self, envoy: usize) {
-        let stream = &mut self.streams[envoy];
-        stream.bench.machine.leave();
-        // Also what the machine will never hear was unsubscribed from.
-        self.left.extend(stream.bench.names.iter().cloned());
+        self.check_last_good();
+        self.streams[envoy].bench.machine.leave(self.now);
     }
 
     fn agent_restarts(&mut self) {
+        self.check_last_good();
         let memory = Memory::default();
         {
             let before = self.memory.lock();
-            let on_disk = before.last_good().map(|(name, good)| (name.to_owned(), good.clone()));
-            memory.lock().restore(on_disk);
+            let on_disk = before.kept().map(|(name, kept)| (name.to_owned(), kept.clone()));
+            memory.lock().restore(on_disk, self.now);
         }
         self.memory = memory;
         for stream in &mut self.streams {
-            self.left.extend(stream.bench.names.iter().cloned());
-            stream.condemned.clear();
-            stream.envoy.keeps_secrets(&self.habits);
             stream.connects(&self.habits, &self.memory);
         }
     }
@@ -294,6 +298,7 @@ impl World {
             for stream in &mut self.streams {
                 stream.bench.machine.tick(self.now);
                 stream.bench.act();
+                stream.check_punctual();
             }
             self.note();
         }
@@ -320,12 +325,12 @@ impl World {
         moved
     }
 
-    /// Everything that is on its way arrives, and happens well; whether anything was.
-    fn moves(&mut self) -> bool {
+    /// Everything that is on its way arrives, and fetches end so; whether anything was.
+    fn moves(&mut self, end: &End) -> bool {
         let mut moved = false;
         for envoy in 0..self.streams.len() {
             self.note();
-            while self.end_fetch(envoy, 0, &End::Good) || self.end_look(envoy, 0, &End::Good) {
+            while self.end_fetch(envoy, 0, end) || self.end_look(envoy, 0, end) {
                 moved = true;
             }
             self.note();
@@ -334,14 +339,14 @@ impl World {
         moved
     }
 
-    /// All that can still happen happens well, for as long as it may take. `extends`: the control plane
-    /// sees to it that nothing expires.
-    fn rests(&mut self, extends: bool) {
-        let (end, every) = (self.now + LONG, Duration::from_secs(10));
+    /// All that can happen in this time happens, and fetches end so. `extends`: the control plane sees to
+    /// it that nothing expires.
+    fn rests(&mut self, time: Duration, fetches: &End, extends: bool) {
+        let (end, every) = (self.now + time, Duration::from_secs(10));
         let extends = extends && self.wanted.values().any(|wanted| wanted.ttl.is_some());
         let mut heartbeat = self.now + every;
         for _ in 0..5000 {
-            if self.moves() {
+            if self.moves(fetches) {
                 continue;
             }
             let due = self.streams.iter().filter_map(|stream| stream.bench.machine.deadline()).min();
@@ -363,7 +368,7 @@ impl World {
 
     fn settle(&mut self) {
         // What has expired is for the control plane to send again.
-        while self.moves() {}
+        while self.moves(&End::Good) {}
         for envoy in 0..self.streams.len() {
             let stream = &self.streams[envoy];
             if self
@@ -374,7 +379,7 @@ impl World {
                 self.resends(envoy);
             }
         }
-        self.rests(true);
+        self.rests(LONG, &End::Good, true);
     }
 }
 

@@ -57,8 +57,11 @@ pub struct Stream {
     /// By name and token, when the machine last had it offered.
     offered: BTreeMap<String, BTreeMap<String, u64>>,
     offers: u64,
-    /// When the machine last began anew with a name: it was removed, subscribed to again, or expired.
+    /// When the machine last began anew with a name: it was removed, subscribed to again, or expired, or a
+    /// stream began, to which the last left only what worked of Wasm.
     pub anew: BTreeMap<String, u64>,
+    /// The same without the streams: that Envoy has something it is told, or remembers.
+    pub gone: BTreeMap<String, u64>,
     beginnings: u64,
     /// When what it has of a name expires.
     expires: BTreeMap<String, Instant>,
@@ -67,9 +70,15 @@ pub struct Stream {
     /// What Envoy has rejected, alone, since something else was offered: it is not sent again.
     pub condemned: BTreeMap<String, BTreeSet<Bytes>>,
     notes: usize,
+    /// Nonces of responses that the control plane waits for an answer to, and until when.
+    unanswered: Vec<(String, Instant)>,
+    /// Requests of which that is known.
+    answers: usize,
+    /// What the machine knows Envoy to have asked for, on this stream or the last.
+    asked: BTreeSet<String>,
 }
 
-/// Whether the machine has to know that Envoy runs this, and may not make it worse.
+/// Whether Envoy runs this since the machine last began with the name.
 pub fn counts(anew: &BTreeMap<String, u64>, name: &str, runs: &Runs) -> bool {
     let begun = anew.get(name).copied().unwrap_or(0);
     runs.confirmed && runs.rank.map_or(runs.offers, |(offer, _)| offer) > begun
@@ -89,11 +98,15 @@ impl Stream {
             offered: BTreeMap::new(),
             offers: 0,
             anew: BTreeMap::new(),
+            gone: BTreeMap::new(),
             beginnings: 0,
             expires: BTreeMap::new(),
             newest: BTreeMap::new(),
             condemned: BTreeMap::new(),
             notes: 0,
+            unanswered: Vec::new(),
+            answers: 0,
+            asked: BTreeSet::new(),
         }
     }
 
@@ -105,6 +118,7 @@ impl Stream {
         self.bench.machine.remember_in(memory.clone());
         self.bench.names.clear();
         self.expires.clear();
+        self.unanswered.clear();
         self.fetches.abandon(self.bench.fetches.len());
         self.looks.abandon(self.bench.refreshes.len());
         self.envoy.read = self.sent.len();
@@ -147,6 +161,7 @@ impl Stream {
             self.begins_anew(name);
         }
         self.bench.sent += 1;
+        self.unanswered.push((response.nonce.clone(), now + Settings::default().answer_after));
         self.bench.machine.on_control(response, now);
         self.bench.act();
         true
@@ -163,8 +178,13 @@ impl Stream {
                 self.condemned.entry(name.clone()).or_default().insert(rejected);
             }
         }
-        let changes = names.symmetric_difference(&self.bench.names).cloned().collect::<Vec<_>>();
+        let changes = names.symmetric_difference(&self.asked).cloned().collect::<Vec<_>>();
         changes.iter().for_each(|name| self.begins_anew(name));
+        for name in names.difference(&self.bench.names) {
+            self.anew.insert(name.clone(), self.offers);
+            self.beginnings += 1;
+        }
+        self.asked.clone_from(&names);
         self.bench.names = names;
         self.bench.machine.on_envoy(request, self.bench.now);
         self.bench.act();
@@ -174,9 +194,20 @@ impl Stream {
     /// The machine has no reason to know anything of this name.
     fn begins_anew(&mut self, name: &str) {
         self.anew.insert(name.to_owned(), self.offers);
+        self.gone.insert(name.to_owned(), self.offers);
         self.beginnings += 1;
         self.expires.remove(name);
         self.condemned.remove(name);
+    }
+
+    /// No answer is later than it may be. What came before Envoy has asked for anything waits.
+    pub fn check_punctual(&mut self) {
+        for request in &self.bench.requests[self.answers..] {
+            self.unanswered.retain(|(nonce, _)| *nonce != request.nonce);
+        }
+        self.answers = self.bench.requests.len();
+        let late = self.unanswered.iter().find(|(_, until)| *until <= self.bench.now);
+        assert!(late.is_none() || self.asked.is_empty(), "{late:?} is not answered in time");
     }
 
     /// How new this config is to the machine; a fallback is as new as what it stands in for. None for
