@@ -144,6 +144,14 @@ impl App {
         let readiness = Readiness::default();
         let store = Store::open(&StoreConfig { directory: config.cache.directory.clone() }, clock.clone())?;
         store.limit(store_limits(&config.cache));
+        store.look_into(config.cache.lower.clone());
+        if store.is_in_memory()? {
+            tracing::warn!(
+                directory = %store.directory().display(),
+                "the store is on tmpfs: what it holds counts as this machine's or pod's memory, and is gone \
+                 with it"
+            );
+        }
         let (upstream, folder) = match &agent.upstream {
             config::Upstream::Grpc(address) => (Upstream::Grpc(Box::new(ControlPlane::new(address)?)), None),
             config::Upstream::Directory(path) => {
@@ -248,6 +256,12 @@ impl App {
             self.clock.clone(),
             self.shared.shutdown.clone(),
         ));
+        self.tracker.spawn(upkeep::verify(
+            self.store.clone(),
+            self.shared.resolver.clone(),
+            self.clock.clone(),
+            self.shared.shutdown.clone(),
+        ));
         self.readiness.ready();
         tracing::info!(version = env!("CARGO_PKG_VERSION"), "ready");
         let mut stop = std::pin::pin!(stop);
@@ -290,6 +304,7 @@ impl App {
         self.shared.resolver.reconfigure(resolve_config(&config, files, &self.clock));
         self.relay.send_replace(relay_settings(&config));
         self.store.limit(store_limits(&config.cache));
+        self.store.look_into(config.cache.lower.clone());
         tracing::info!(changed = changes.now.join(", "), "the configuration was reloaded");
         // What waits for a restart keeps its old value, so that it is named again next time.
         self.config = config.with_fixed_of(&self.config);
@@ -318,6 +333,7 @@ fn refresh(
         metrics.store_bytes.set(stats.bytes);
         metrics.store_leased.set(stats.leased);
         metrics.store_pinned.set(stats.pinned);
+        metrics.store_damaged.inc_by(stats.damaged.saturating_sub(metrics.store_damaged.get()));
         for (reason, count) in COLLECTED.into_iter().zip(stats.collected) {
             let collected = metrics.store_collected.get_or_create(&ReasonLabel { reason });
             collected.inc_by(count.saturating_sub(collected.get()));

@@ -77,6 +77,10 @@ pub struct Metrics {
     pub store_pinned: Gauge<u64, AtomicU64>,
     /// Modules that were removed: `max_bytes`, `min_free`, `expiry`.
     pub store_collected: Family<ReasonLabel, Counter>,
+    /// Modules of the store whose bytes turned out to be wrong.
+    pub store_damaged: Counter,
+    /// Modules that another store had: `used`, `refused`.
+    pub lower_modules: Family<ResultLabel, Counter>,
     /// When the modules in the store were last counted, and perhaps some removed, in seconds since 1970.
     pub store_collection_time: Gauge<u64, AtomicU64>,
     /// Leases that could not be written.
@@ -113,6 +117,8 @@ impl Metrics {
             store_leased: Gauge::default(),
             store_pinned: Gauge::default(),
             store_collected: Family::default(),
+            store_damaged: Counter::default(),
+            lower_modules: Family::default(),
             store_collection_time: Gauge::default(),
             lease_failures: Counter::default(),
             reloads: Family::default(),
@@ -180,6 +186,12 @@ impl Metrics {
         registry.register("store_leased_modules", "Modules that Envoys may open", m.store_leased.clone());
         registry.register("store_pinned_modules", "Modules that are pinned", m.store_pinned.clone());
         registry.register("store_collected_modules", "Modules that were removed", m.store_collected.clone());
+        registry.register(
+            "store_damaged_modules",
+            "Modules that were found damaged",
+            m.store_damaged.clone(),
+        );
+        registry.register("store_lower_modules", "Modules that another store had", m.lower_modules.clone());
         registry.register_with_unit(
             "store_collection_time",
             "When the store was last looked through, since 1970",

@@ -1,12 +1,16 @@
 //! What an agent does for its store while it is ready: counts the time, renews leases, and collects
-//! garbage. Once a minute, in small steps on blocking threads.
+//! garbage, once a minute, in small steps on blocking threads; and after a start it sees whether the modules
+//! are what they were.
 
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
-use crate::store::{Collection, Store, StoreError};
+use crate::digest::ExpectedDigest;
+use crate::module::{ModuleRequest, ModuleUrl};
+use crate::resolve::Resolver;
+use crate::store::{Collection, Damage, Store, StoreError, Verification, Verified};
 use crate::xds::leases::Leases;
 
 const INTERVAL: Duration = Duration::from_secs(60);
@@ -14,6 +18,11 @@ const INTERVAL: Duration = Duration::from_secs(60);
 const PATIENCE: Duration = Duration::from_secs(600);
 /// Every so often a collection also looks for what interrupted ones have left.
 const SWEEPS_EVERY: u64 = 60;
+
+/// Before the store is verified after a start: Envoys come first.
+const CALM: Duration = Duration::from_secs(5);
+/// How fast that is done at the most, so that it is in nobody's way.
+const BYTES_A_SECOND: f64 = 16.0 * 1024.0 * 1024.0;
 
 /// Looks after the store until shutdown.
 pub async fn run(store: Store, leases: Leases, clock: Clock, shutdown: CancellationToken) {
@@ -46,6 +55,58 @@ pub async fn run(store: Store, leases: Leases, clock: Clock, shutdown: Cancellat
     leases.renew().await;
     if let Err(error) = blocking(&store, |store| store.stop_growing_older()).await {
         tracing::warn!("cannot write down the age of the store: {error}");
+    }
+}
+
+/// Hashes what is in the store, once, and slowly. What is damaged is fetched again where that takes no
+/// credential: an Envoy that was given it may open it at any time.
+pub async fn verify(store: Store, resolver: Resolver, clock: Clock, shutdown: CancellationToken) {
+    if shutdown.run_until_cancelled(clock.sleep(CALM)).await.is_none() {
+        return;
+    }
+    let mut verification = Verification::of_unchecked(&store);
+    let mut damaged = 0;
+    loop {
+        let step = tokio::task::spawn_blocking(move || (verification.step(), verification));
+        let read = match step.await {
+            Ok((Ok(read), rest)) => {
+                verification = rest;
+                read
+            }
+            Ok((Err(error), _)) => {
+                tracing::warn!("cannot verify the store: {error}");
+                return;
+            }
+            // A panic in it has been printed.
+            Err(_) => return,
+        };
+        let found: Vec<_> = verification.verified().damaged.iter().skip(damaged).cloned().collect();
+        damaged += found.len();
+        for damage in found {
+            fetch_again(&resolver, damage).await;
+        }
+        let Some(read) = read else { break };
+        let pause = Duration::from_secs(1).mul_f64(read as f64 / BYTES_A_SECOND);
+        if shutdown.run_until_cancelled(clock.sleep(pause)).await.is_none() {
+            return;
+        }
+    }
+    let Verified { whole, bytes, failed, .. } = verification.verified();
+    for failure in failed {
+        tracing::warn!("cannot verify all of the store: {failure}");
+    }
+    tracing::info!(whole, bytes, damaged, "verified what is in the store");
+}
+
+async fn fetch_again(resolver: &Resolver, damage: Damage) {
+    for url in &damage.urls {
+        // What is shown of one with a query is not the URL.
+        let Some(url) = url.parse::<ModuleUrl>().ok().filter(|_| !url.contains('?')) else { continue };
+        let expected = Some(ExpectedDigest::from_bytes(*damage.payload.as_bytes()));
+        match resolver.resolve(ModuleRequest { expected, ..ModuleRequest::new(url) }).await {
+            Ok(_) => return,
+            Err(error) => tracing::warn!("cannot fetch again what was damaged: {error}"),
+        }
     }
 }
 

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use clap::builder::{OsStringValueParser, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use super::cache::args::CacheArgs;
 use crate::config::{LogFormat, LogLevel};
 
 /// Brings WebAssembly modules to Envoy: pulls, verifies, stores and serves them by xDS.
@@ -32,6 +33,7 @@ pub enum Command {
     Push(PushArgs),
     Check(CheckArgs),
     Health(HealthArgs),
+    Cache(CacheArgs),
 }
 
 /// How to log, for every command; wins over the environment and the configuration.
@@ -168,7 +170,7 @@ pub struct ConfigArg {
 }
 
 /// A path, made absolute, so that it stays the same wherever it is used.
-fn absolute() -> impl TypedValueParser<Value = PathBuf> {
+pub(super) fn absolute() -> impl TypedValueParser<Value = PathBuf> {
     OsStringValueParser::new().try_map(|path| -> io::Result<PathBuf> {
         // Refused by name: an unset variable in a script is what mostly gives it.
         if path == OsStr::new("") {
@@ -197,8 +199,11 @@ mod tests {
 
     #[test]
     fn the_help_of_every_command_has_an_example() {
-        for command in ["", "run", "prefetch", "push", "check", "health"] {
-            let args = ["wasmferry", command, "--help"].into_iter().filter(|arg| !arg.is_empty());
+        let cache = ["ls", "verify", "gc", "rm", "pin", "unpin", "export", "import"];
+        let cache = cache.map(|command| format!("cache {command}"));
+        let others = ["", "run", "prefetch", "push", "check", "health", "cache"].map(str::to_owned);
+        for command in others.into_iter().chain(cache) {
+            let args = ["wasmferry"].into_iter().chain(command.split_whitespace()).chain(["--help"]);
             let help = Cli::try_parse_from(args).unwrap_err().to_string();
             assert!(help.contains("Example") && help.contains("Options:"), "{command}: {help}");
             assert!(help.contains("--log-format") && help.contains("--log-level"), "{command}: {help}");

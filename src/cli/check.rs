@@ -115,6 +115,10 @@ fn engine_lines(config: &Config) -> Vec<(&'static str, String)> {
             ),
         ),
     ];
+    let lower: Vec<_> = cache.lower.iter().map(|folder| folder.display().to_string()).collect();
+    if !lower.is_empty() {
+        lines.push(("take", format!("what other stores have: {}", lower.join(", "))));
+    }
     if let Some(refresh) = &fetch.tag_refresh {
         let of = match &refresh.registries {
             None => "all registries".to_owned(),
@@ -173,7 +177,7 @@ listeners:
   - {address: unix:/run/xds.sock, mode: "0666", group: 1337}
   - {address: "127.0.0.1:0"}
 upstream: {address: "http://127.0.0.1:15012"}
-cache: {directory: /proc, max_module_bytes: 8MiB}
+cache: {directory: /proc, max_module_bytes: 8MiB, lower: [/a, /b]}
 fetch: {tag_refresh: {interval: 5m, registries: [a.io, b.io]}}
 sources: {file: [/a, /b]}
 registries: {a.io: {plain_http: true}, b.io: {}}
@@ -195,6 +199,7 @@ admin: {listen: "unix:/run/admin.sock"}
                store        modules of at most 8MiB in /proc\n  \
                keep         at most 10GiB of them, each for 24h after its last use, and 5% of the disk free\n  \
                fetch        4 at once from one server, each within 2m and never 30s without a byte\n  \
+               take         what other stores have: /a, /b\n  \
                follow       tags that move in a.io, b.io, looking every 5m\n  \
                read         file:// in resources below /a, /b\n  \
                speak        plain HTTP to a.io\n  \

@@ -1,6 +1,7 @@
 //! The commands. Owns what a person or a script meets: arguments, output, exit codes, logs.
 
 pub mod args;
+pub mod cache;
 pub mod check;
 pub mod health;
 pub mod logs;
@@ -16,6 +17,7 @@ use std::process::ExitCode;
 use clap::Parser as _;
 
 use self::args::{Cli, Command, ConfigArg};
+use self::cache::CacheError;
 use self::push::PushError;
 use crate::app::StartError;
 use crate::clock::Clock;
@@ -52,6 +54,8 @@ pub enum CliError {
     Failed { failed: usize },
     #[error(transparent)]
     Push(#[from] PushError),
+    #[error(transparent)]
+    Cache(#[from] CacheError),
 }
 
 impl CliError {
@@ -63,7 +67,7 @@ impl CliError {
             // What is configured cannot be had here and now: nothing was started.
             Self::Start(_) | Self::DockerConfig { .. } => 2,
             Self::Health(_) | Self::Output(_) | Self::Runtime(_) => 1,
-            Self::Store(_) | Self::Failed { .. } | Self::Push(_) => 1,
+            Self::Store(_) | Self::Failed { .. } | Self::Push(_) | Self::Cache(_) => 1,
         }
     }
 }
@@ -105,6 +109,13 @@ fn dispatch(cli: Cli, environment: &Environment) -> Result<(), CliError> {
             let config = Loader::new(args.config.file.clone(), environment, overrides).load()?;
             logs::start(cli.log, environment, &config.log.quiet())?;
             prefetch::prefetch(&args, &config, environment)
+        }
+        Command::Cache(args) => {
+            let store = args.command.store();
+            let overrides = Overrides { cache_directory: store.cache_dir.clone(), ..Overrides::default() };
+            let config = Loader::new(store.config.file.clone(), environment, overrides).load()?;
+            logs::start(cli.log, environment, &config.log.quiet())?;
+            cache::run(&args, &config, environment)
         }
         Command::Push(args) => {
             logs::start(cli.log, environment, &Log::default().quiet())?;

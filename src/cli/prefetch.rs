@@ -107,6 +107,7 @@ async fn fetch_all(wanted: Vec<Wanted>, config: &Config, args: &PrefetchArgs) ->
     let clock = Clock::System;
     let store = Store::open(&StoreConfig { directory: config.cache.directory.clone() }, clock.clone())?;
     store.limit(store_limits(&config.cache));
+    store.look_into(config.cache.lower.clone());
     let (metrics, _registry) = Metrics::new();
     let tracker = TaskTracker::new();
     let resolver = Resolver::new(

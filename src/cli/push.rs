@@ -3,7 +3,7 @@
 //! Takes any file: whether it is a module that Envoy would run is said on the way, not enforced.
 //! Credentials come from the caller.
 
-mod layout;
+pub(super) mod layout;
 
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};

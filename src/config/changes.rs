@@ -24,7 +24,7 @@ impl Config {
         // Taken apart whole, so that a new key cannot be forgotten here.
         let Self {
             agent,
-            cache: Cache { directory, max_module_bytes, max_bytes, min_free, expiry, lease },
+            cache: Cache { directory, lower, max_module_bytes, max_bytes, min_free, expiry, lease },
             sources,
             registries,
             fetch:
@@ -43,6 +43,7 @@ impl Config {
         let now = [
             ("sources", *sources != old.sources),
             ("registries", *registries != old.registries),
+            ("cache.lower", *lower != old.cache.lower),
             ("cache.max_module_bytes", *max_module_bytes != old.cache.max_module_bytes),
             ("cache.max_bytes", *max_bytes != old.cache.max_bytes),
             ("cache.min_free", *min_free != old.cache.min_free),

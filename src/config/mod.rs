@@ -97,6 +97,8 @@ pub enum Upstream {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cache {
     pub directory: PathBuf,
+    /// Other stores' folders, to look into before a source is asked. Never written to.
+    pub lower: Vec<PathBuf>,
     /// A larger module is an error.
     pub max_module_bytes: u64,
     /// Of all modules together.

@@ -176,6 +176,7 @@ impl Cache {
     fn nowhere() -> Self {
         Self {
             directory: PathBuf::new(),
+            lower: Vec::new(),
             max_module_bytes: 0,
             max_bytes: 0,
             min_free: MinFree::Bytes(0),
@@ -194,6 +195,7 @@ fn cache(section: &mut Section, default: Option<PathBuf>) -> Cache {
         }
         None => default,
     };
+    let lower = list(section.take("lower"), Field::path);
     let max_module_bytes = section.take("max_module_bytes").and_then(|field| field.size(KIB..=4 * GIB));
     let max_bytes = section.take("max_bytes").and_then(|field| field.size(KIB..=MAX_STORE_BYTES));
     let min_free = section.take("min_free").and_then(|field| field.parsed_or_number(min_free));
@@ -201,6 +203,7 @@ fn cache(section: &mut Section, default: Option<PathBuf>) -> Cache {
     let lease = section.take("lease").and_then(|field| field.duration(MIN_LEASE..=YEAR));
     Cache {
         directory: directory.unwrap_or_default(),
+        lower,
         max_module_bytes: max_module_bytes.unwrap_or(DEFAULT_MODULE_BYTES),
         max_bytes: max_bytes.unwrap_or(DEFAULT_STORE_BYTES),
         min_free: min_free.unwrap_or(DEFAULT_MIN_FREE),

@@ -18,6 +18,7 @@ upstream:
   address: http://127.0.0.1:15012
 cache:
   directory: /var/lib/wasmferry
+  lower: [/lower, /image]
   max_module_bytes: 8MiB
   max_bytes: 1GiB
   min_free: 2GiB
@@ -112,6 +113,7 @@ fn every_key_is_read() {
         }),
         cache: Cache {
             directory: "/var/lib/wasmferry".into(),
+            lower: vec!["/lower".into(), "/image".into()],
             max_module_bytes: 8 << 20,
             max_bytes: 1 << 30,
             min_free: MinFree::Bytes(2 << 30),
@@ -160,6 +162,7 @@ fn what_is_unset_or_null_has_its_default() {
     let day = Duration::from_secs(24 * 3600);
     let cache = Cache {
         directory: "/home/cache".into(),
+        lower: Vec::new(),
         max_module_bytes: 256 << 20,
         max_bytes: 10 << 30,
         min_free: MinFree::Percent(5),
@@ -187,8 +190,8 @@ fn an_unknown_key_is_named_with_its_line_and_never_its_value() {
     refuses_line("pasword: hunter2", &format!("pasword: unknown key; known are {known}"));
     refuses_line(
         "cache: {directory: /c, max_module_byte: 1MiB}",
-        "cache.max_module_byte: unknown key; known are directory, max_module_bytes, max_bytes, min_free, expiry, \
-         lease",
+        "cache.max_module_byte: unknown key; known are directory, lower, max_module_bytes, max_bytes, min_free, \
+         expiry, lease",
     );
     refuses_listener(
         "{address: unix:/a, Mode: x}",
@@ -518,6 +521,7 @@ fn every_key_is_either_taken_over_at_once_or_named_for_a_restart() {
         [
             "sources",
             "registries",
+            "cache.lower",
             "cache.max_module_bytes",
             "cache.max_bytes",
             "cache.min_free",

@@ -242,6 +242,20 @@ impl Fetcher {
     }
 }
 
+/// The layer of an image's manifest that holds the module: its digest, its size in bytes, and how the module
+/// lies in it. The error is for people.
+pub fn layer_of(manifest: &[u8]) -> Result<(BlobDigest, u64, Packaging), String> {
+    let layer = match manifest::read(manifest, None) {
+        Ok(manifest::Manifest::Image(image)) => image.layer(),
+        Ok(manifest::Manifest::Index(_)) => return Err("it is an index and no image".to_owned()),
+        Err(refusal) => Err(refusal),
+    };
+    match layer {
+        Ok(layer) => Ok((layer.digest, layer.size, layer.packaging)),
+        Err(manifest::Refusal::Invalid(why) | manifest::Refusal::Unsupported(why)) => Err(why),
+    }
+}
+
 /// A module's source, found but not yet fetched. Holds a connection where that is free.
 pub struct Located {
     place: Place,

@@ -10,6 +10,7 @@ use super::{
     Asked, Download, Inner, Landed, Outcome, Progress, ResolveError, digest_key, manifest_is_expected,
     source_key,
 };
+use crate::digest::{PayloadDigest, SourceDigest};
 use crate::fetch::Located;
 use crate::module::{Module, ModuleUrl};
 
@@ -183,6 +184,9 @@ impl Inner {
         progress: &Arc<Progress>,
         _place: Place,
     ) -> Outcome {
+        if let Some(module) = self.from_below(asked, &located).await? {
+            return Ok(module);
+        }
         let again = located.raw_layer().map(|_| located.again());
         let (outcome, from) = self.download_once(asked, located, deadline, progress).await;
         match (outcome, again) {
@@ -192,6 +196,29 @@ impl Inner {
             }
             (outcome, _) => outcome.map_err(Arc::new),
         }
+    }
+
+    /// What a lower store has, where it is known what the module must be: by the layer that is the module,
+    /// or by what is expected.
+    async fn from_below(
+        self: &Arc<Self>,
+        asked: &Arc<Asked>,
+        located: &Located,
+    ) -> Result<Option<Module>, ResolveError> {
+        let layer = located.raw_layer().map(|(layer, _)| PayloadDigest::from_bytes(*layer.as_bytes()));
+        let expected = asked.request.expected.filter(|_| !manifest_is_expected(&asked.request, located));
+        let expected = expected.map(|expected| PayloadDigest::from_bytes(*expected.as_bytes()));
+        let payload = match (layer, expected) {
+            // They contradict each other, which the source is to be heard about.
+            (Some(layer), Some(expected)) if layer != expected => None,
+            (layer, expected) => layer.or(expected),
+        };
+        let is_file = matches!(asked.request.url, ModuleUrl::File(_));
+        let Some(payload) = payload.filter(|_| !is_file) else { return Ok(None) };
+        // Without a manifest, the source is what would have been served: the module.
+        let source = located.source().unwrap_or(SourceDigest::from_bytes(*payload.as_bytes()));
+        let bring = move |inner: &Inner, asked: &Asked| inner.bring_from_below(asked, payload, source);
+        self.blocking(asked, bring).await
     }
 
     /// Says how many bytes an earlier pull had left, too.

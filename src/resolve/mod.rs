@@ -5,6 +5,7 @@
 mod bring;
 mod error;
 mod flight;
+mod lower;
 mod places;
 mod stored;
 mod tags;
@@ -222,7 +223,7 @@ fn source_key(request: &ModuleRequest) -> String {
 }
 
 /// The source in the index under the digest that a reference led to.
-fn digest_key(url: &ModuleUrl, source: &SourceDigest) -> Option<String> {
+pub fn digest_key(url: &ModuleUrl, source: &SourceDigest) -> Option<String> {
     match url {
         ModuleUrl::Oci(reference) => {
             Some(format!("oci://{}/{}@{source}", reference.registry(), reference.repository()))

@@ -9,7 +9,7 @@ use crate::digest::{BlobDigest, PayloadDigest, SourceDigest};
 use crate::fetch::{Body, FetchError, Resumed};
 use crate::metrics::result;
 use crate::module::{Module, PullPolicy};
-use crate::store::{Finished, Ingest, PreparedRecord, Record, StoreError, Stored};
+use crate::store::{Finished, Ingest, PreparedRecord, Record, Sighting, StoreError, Stored};
 use crate::wasm::{self, UnpackError};
 
 impl Inner {
@@ -65,7 +65,7 @@ impl Inner {
         Ok(self.find(asked, key)?.map(|(record, _)| record))
     }
 
-    pub(super) fn find(&self, asked: &Asked, key: &str) -> Result<Option<(Record, Stored)>, ResolveError> {
+    pub(super) fn find(&self, asked: &Asked, key: &str) -> Result<Option<(Record, Sighting)>, ResolveError> {
         self.store.find(&asked.audience, key).map_err(|source| asked.store_error(source))
     }
 
@@ -74,7 +74,7 @@ impl Inner {
         &self,
         asked: &Asked,
         record: &Record,
-        found: Stored,
+        found: Sighting,
     ) -> Result<Option<Module>, ResolveError> {
         let stored = self.store.take(&asked.audience, found).map_err(|source| asked.store_error(source))?;
         Ok(stored.map(|stored| Module {
@@ -199,7 +199,7 @@ impl Inner {
 
     /// Writes the records of what is about to be in the store, which costs no time while the check goes
     /// on.
-    fn prepare_records(
+    pub(super) fn prepare_records(
         &self,
         asked: &Asked,
         finished: &Finished,

@@ -1,48 +1,116 @@
 //! Payloads where they stay, and the audiences' views of them.
 
 use super::error::{Operation, StoreError};
-use super::fs::{Folder, Found};
+use super::fs::{Folder, Found, Identity};
 use super::layout::{Place, Way, view_name};
 use super::temporary::{Temporary, fresh_name};
+use super::verify::Verdict;
 use super::{Audience, PayloadDigest, Store, Stored};
 
+/// How often a view may come to be another file while it is looked at.
+const TRIES: usize = 4;
+
+/// A view, with the files that it and the content are.
+struct Seen {
+    stored: Stored,
+    blob: Identity,
+    view: Identity,
+}
+
+/// A view that was seen, which is to be [taken](Store::take) before it is handed out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sighting {
+    pub(super) stored: Stored,
+    /// Nobody is about to remove it, and its bytes are what they were when they were hashed.
+    is_ready: bool,
+}
+
 impl Store {
-    /// The audience's view of a payload, where it has one and that is whole: read-only, ours, and
-    /// as long as the payload itself. Anything but a regular file of ours is an error. It counts as
-    /// used, and stays for at least ten minutes of the store's age.
+    /// The audience's view of a payload, where it has one and that is whole: read-only, ours, and of
+    /// the bytes that its name says, as far as its [seal](super::seal) tells; without one that fits it is
+    /// hashed first. Anything but a regular file of ours is an error. It counts as used, and stays for at
+    /// least ten minutes of the store's age. One that is damaged goes to quarantine, and is a miss.
     pub fn view(&self, audience: &Audience, payload: &PayloadDigest) -> Result<Option<Stored>, StoreError> {
-        let _used = self.in_use()?;
-        let found = self.find_view(audience, payload)?;
-        if found.is_some() {
-            self.note_use(payload);
+        for _ in 0..TRIES {
+            let seen = {
+                let _used = self.in_use()?;
+                let seen = self.see_view(audience, payload)?;
+                if seen.is_some() {
+                    self.note_use(payload);
+                }
+                seen
+            };
+            let Some(Seen { stored, blob, view }) = seen else { return Ok(None) };
+            if !self.is_sealed(payload, &blob) && !matches!(self.check(payload)?, Verdict::Whole(_)) {
+                return Ok(None);
+            }
+            if view.is_file(&blob) {
+                return Ok(Some(stored));
+            }
+            // Nobody has looked at these bytes.
+            self.link_again(audience, payload)?;
         }
-        Ok(found)
+        Ok(None)
     }
 
     /// What [`find`](Self::find) has found, to be used. Where this process has not just said that it is in
-    /// use, it may have been removed meanwhile.
-    pub fn take(&self, audience: &Audience, found: Stored) -> Result<Option<Stored>, StoreError> {
-        match self.is_noted(&found.payload) {
-            true => Ok(Some(found)),
-            false => self.view(audience, &found.payload),
+    /// use, it may have been removed meanwhile, and where it has not looked at its bytes, be damaged.
+    pub fn take(&self, audience: &Audience, found: Sighting) -> Result<Option<Stored>, StoreError> {
+        match found.is_ready {
+            true => Ok(Some(found.stored)),
+            false => self.view(audience, &found.stored.payload),
         }
     }
 
-    /// The same for who does not hand it out.
+    /// A view, for who does not hand it out as it is.
+    pub(super) fn sight(
+        &self,
+        audience: &Audience,
+        payload: &PayloadDigest,
+    ) -> Result<Option<Sighting>, StoreError> {
+        let seen = self.see_view(audience, payload)?;
+        Ok(seen.map(|Seen { stored, blob, view }| {
+            let is_ready =
+                view.is_file(&blob) && self.is_noted(payload) && self.is_known_whole(payload, &blob);
+            Sighting { stored, is_ready }
+        }))
+    }
+
+    /// The same for who does not hand it out, and with nothing known of its bytes.
     pub(super) fn find_view(
         &self,
         audience: &Audience,
         payload: &PayloadDigest,
     ) -> Result<Option<Stored>, StoreError> {
+        Ok(self.see_view(audience, payload)?.map(|seen| seen.stored))
+    }
+
+    fn see_view(&self, audience: &Audience, payload: &PayloadDigest) -> Result<Option<Seen>, StoreError> {
         let Some(blobs) = Way::blob(payload).walk(self.root())? else { return Ok(None) };
         let Some(views) = Way::view(audience, payload).walk(self.root())? else { return Ok(None) };
         let name = view_name(payload);
-        Ok(match (blobs.find(&payload.hex())?, views.find(&name)?) {
-            (Found::Sound(size), Found::Sound(seen)) if size == seen => {
-                Some(Stored { path: views.path().join(name), payload: *payload, size })
+        Ok(match (blobs.sound(&payload.hex())?, views.sound(&name)?) {
+            (Some(blob), Some(view)) if blob.size == view.size => {
+                let stored = Stored { path: views.path().join(name), payload: *payload, size: blob.size };
+                Some(Seen { stored, blob, view })
             }
             _ => None,
         })
+    }
+
+    /// Has a view that is a copy of the content, as one that was restored from a backup may be, be the
+    /// content itself.
+    pub(super) fn link_again(&self, audience: &Audience, payload: &PayloadDigest) -> Result<(), StoreError> {
+        let known = {
+            let _used = self.in_use()?;
+            let Some(blobs) = Way::blob(payload).walk(self.root())? else { return Ok(()) };
+            let Some(views) = Way::view(audience, payload).walk(self.root())? else { return Ok(()) };
+            let Some(known) = blobs.sound(&payload.hex())? else { return Ok(()) };
+            self.put_in_place_of(&blobs, payload, &views, &view_name(payload))?;
+            self.is_sealed(payload, &known).then_some(known)
+        };
+        self.seal_what_is(payload, [known, None]);
+        Ok(())
     }
 
     /// Gives a file whose bytes are durable its place, and says which folders are to be synced for it.
@@ -106,11 +174,28 @@ impl Store {
         name: &str,
     ) -> Result<(), StoreError> {
         let content = payload.hex();
-        // A view that is another file than the content, and whole, may be open somewhere: it stays.
-        if blobs.link(&content, views, name)? || views.find(name)? == Found::Sound(size) {
+        if blobs.link(&content, views, name)? {
             return Ok(());
         }
-        // By way of a second name, so that at each moment the view is one or the other.
+        // Of another file nobody knows the bytes. Whoever has it open keeps it.
+        if let (Some(view), Some(blob)) = (views.sound(name)?, blobs.sound(&content)?)
+            && view.is_file(&blob)
+            && view.size == size
+        {
+            return Ok(());
+        }
+        self.put_in_place_of(blobs, payload, views, name)
+    }
+
+    /// By way of a second name, so that at each moment the view is one or the other.
+    fn put_in_place_of(
+        &self,
+        blobs: &Folder,
+        payload: &PayloadDigest,
+        views: &Folder,
+        name: &str,
+    ) -> Result<(), StoreError> {
+        let content = payload.hex();
         let ingest = Way::ingest().make(self.root())?.folder;
         let second = fresh_name()?;
         if !blobs.link(&content, &ingest, &second)? {

@@ -8,6 +8,7 @@ use rustix::fs::{FlockOperation, Mode, Stat, fchmod, flock, fstat, fsync, ftrunc
 use rustix::io::Errno;
 
 use super::error::{Operation, StoreError};
+use super::fs::Identity;
 use super::observer::Observer;
 
 /// An open regular file of ours.
@@ -64,6 +65,11 @@ impl File {
         self.run(Operation::Inspect, || fstat(&self.fd))
     }
 
+    /// Which file it is, and in which state.
+    pub(super) fn identity(&self) -> Result<Identity, StoreError> {
+        Ok(Identity::of(&self.stat()?))
+    }
+
     /// Appends some of the bytes and says how many.
     pub(super) fn write(&self, bytes: &[u8]) -> Result<usize, StoreError> {
         let limit = self.observer.write_limit(bytes.len());
@@ -115,6 +121,12 @@ impl Write for &File {
 pub(super) struct Reader {
     file: File,
     position: u64,
+}
+
+impl Reader {
+    pub(super) fn file(&self) -> &File {
+        &self.file
+    }
 }
 
 impl Read for Reader {

@@ -14,10 +14,11 @@ use std::sync::Arc;
 
 use rustix::fs::{
     AtFlags, CWD, Dir, FileType, FlockOperation, Mode, OFlags, Stat, StatVfsMountFlags, Timespec, Timestamps,
-    UTIME_OMIT, chmodat, fchmod, flock, fstat, fstatvfs, fsync, linkat, mkdirat, openat, renameat, statat,
-    unlinkat, utimensat,
+    UTIME_OMIT, chmodat, fchmod, flock, fstat, fstatfs, fstatvfs, fsync, linkat, mkdirat, openat, renameat,
+    statat, unlinkat, utimensat,
 };
 use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
 
 use super::error::{Operation, StoreError};
 use super::file::File;
@@ -33,6 +34,8 @@ pub(super) const READ_ONLY: u32 = 0o444;
 pub(super) const SECRET: u32 = 0o600;
 
 const WRITE_BY_OTHERS: u32 = 0o022;
+/// The magic numbers of tmpfs and ramfs.
+const IN_MEMORY: [u64; 2] = [0x0102_1994, 0x8584_58f6];
 const FOLDER: OFlags = OFlags::DIRECTORY.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 /// Without blocking, so that a named pipe in a file's place cannot hold us.
 const FILE: OFlags = OFlags::NOFOLLOW.union(OFlags::NONBLOCK).union(OFlags::NOCTTY).union(OFlags::CLOEXEC);
@@ -65,6 +68,41 @@ pub(super) struct Inspected {
     pub(super) mode: u32,
     /// When it was last written to, in seconds since 1970, or what [`Folder::stamp`] gave it.
     pub(super) stamp: u64,
+}
+
+/// Which file it is, and in which state: what any write to it changes, and any copy of it does not have.
+/// Another name for it changes it too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Identity {
+    device: u64,
+    inode: u64,
+    /// Bytes.
+    pub(super) size: u64,
+    /// Seconds and nanoseconds since 1970.
+    modified: (i64, u64),
+    changed: (i64, u64),
+}
+
+impl Identity {
+    pub(super) fn of(stat: &Stat) -> Self {
+        Self {
+            device: stat.st_dev,
+            inode: stat.st_ino,
+            size: u64::try_from(stat.st_size).unwrap_or_default(),
+            modified: (stat.st_mtime, stat.st_mtime_nsec),
+            changed: (stat.st_ctime, stat.st_ctime_nsec),
+        }
+    }
+
+    /// Whether it is the same file, written to or not.
+    pub(super) fn is_file(&self, other: &Self) -> bool {
+        (self.device, self.inode) == (other.device, other.inode)
+    }
+
+    /// Whether it is the same file with the same bytes, perhaps under other names.
+    pub(super) fn has_bytes_of(&self, other: &Self) -> bool {
+        self.is_file(other) && (self.size, self.modified) == (other.size, other.modified)
+    }
 }
 
 /// The room on a file system, in bytes.
@@ -206,6 +244,10 @@ impl Folder {
     /// The absolute path.
     pub(super) fn path(&self) -> &Path {
         &self.path
+    }
+
+    pub(super) fn observer(&self) -> &Observer {
+        &self.observer
     }
 
     /// Opens a folder in this one, where there is one. It must be ours, and no wider than `mode`.
@@ -366,6 +408,23 @@ impl Folder {
             Ok(size) if stat.st_mode & 0o7777 == READ_ONLY => Found::Sound(size),
             _ => Found::Unsound,
         })
+    }
+
+    /// Which file is at a name, where it is a sound one.
+    pub(super) fn sound(&self, name: &str) -> Result<Option<Identity>, StoreError> {
+        let stat = self.stat(name)?.filter(|stat| stat.st_mode & 0o7777 == READ_ONLY);
+        Ok(stat.map(|stat| Identity::of(&stat)))
+    }
+
+    /// Which file is at a name, whatever its mode is.
+    pub(super) fn identify(&self, name: &str) -> Result<Option<Identity>, StoreError> {
+        Ok(self.stat(name)?.map(|stat| Identity::of(&stat)))
+    }
+
+    /// Whether what lies here is kept in memory, and gone with the machine's or the pod's.
+    pub(super) fn is_in_memory(&self) -> Result<bool, StoreError> {
+        let system = self.observer.run(Operation::Inspect, &self.path, || fstatfs(&self.fd))?;
+        Ok(IN_MEMORY.contains(&u64::try_from(system.f_type).unwrap_or_default()))
     }
 
     /// Opens a file for its lock, and makes it first where it is missing.

@@ -4,6 +4,7 @@
 //! A record is one file, so that processes need no lock: the last one to write wins. Its name and
 //! its content hold keyed hashes, since a source may be a URL whose query is a secret.
 
+use std::collections::BTreeSet;
 use std::io::Read as _;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -12,11 +13,11 @@ use serde::{Deserialize, Serialize};
 
 use super::error::StoreError;
 use super::file::File;
-use super::fs::{Folder, SECRET, sync_together};
+use super::fs::{Folder, OWNER_ONLY, SECRET, sync_together};
 use super::key::Purpose;
 use super::layout::{Place, Way};
 use super::temporary::Temporary;
-use super::{Audience, CredentialTag, PayloadDigest, Record, Store, Stored};
+use super::{Audience, CredentialTag, PayloadDigest, Record, Sighting, Store};
 use crate::digest::SourceDigest;
 
 const FORMAT: u32 = 1;
@@ -40,6 +41,15 @@ struct Entry {
     url: String,
 }
 
+/// A record, and what it is a record of.
+#[derive(Clone, Debug)]
+pub struct Remembered {
+    pub(super) audience: Audience,
+    pub(super) record: Record,
+    /// A keyed hash, see [`Store::source_hash`].
+    pub(super) source: String,
+}
+
 /// What a record is found by.
 struct EntryKey {
     audience: String,
@@ -49,8 +59,10 @@ struct EntryKey {
 
 impl EntryKey {
     fn new(store: &Store, audience: &Audience, source: &str) -> Self {
-        let audience = audience.name();
-        let source = hex::encode(store.key().hash(Purpose::Source, &[source.as_bytes()]));
+        Self::of(store, audience.name(), store.source_hash(source))
+    }
+
+    fn of(store: &Store, audience: String, source: String) -> Self {
         let hash = store.key().hash(Purpose::Entry, &[audience.as_bytes(), source.as_bytes()]);
         Self { audience, source, hash }
     }
@@ -87,7 +99,7 @@ impl Store {
     }
 
     /// The same, with the view. Who hands that out [takes](Self::take) it first.
-    pub fn find(&self, audience: &Audience, source: &str) -> Result<Option<(Record, Stored)>, StoreError> {
+    pub fn find(&self, audience: &Audience, source: &str) -> Result<Option<(Record, Sighting)>, StoreError> {
         let key = EntryKey::new(self, audience, source);
         let Some(folder) = Way::record(&key.hash).walk(self.root())? else { return Ok(None) };
         let record = match folder.open(&key.file_name()) {
@@ -99,8 +111,8 @@ impl Store {
             self.drop_record();
             return Ok(None);
         };
-        let stored = self.find_view(audience, &record.payload)?;
-        Ok(stored.filter(|stored| stored.size == record.size).map(|stored| (record, stored)))
+        let seen = self.sight(audience, &record.payload)?;
+        Ok(seen.filter(|seen| seen.stored.size == record.size).map(|seen| (record, seen)))
     }
 
     /// Remembers what was brought, durably, in the place of what was remembered before.
@@ -133,12 +145,44 @@ impl Store {
     pub(super) fn is_void_record(&self, folder: &Folder, name: &str) -> Result<bool, StoreError> {
         let Ok(Some(file)) = folder.open(name) else { return Ok(false) };
         let Some(entry) = read(file).filter(|entry| entry.format == FORMAT) else { return Ok(false) };
-        let audience = match entry.audience.strip_prefix("private:") {
-            Some(tag) => CredentialTag::from_hex(tag).map(Audience::Private),
-            None => Some(Audience::Public).filter(|_| entry.audience == "public"),
+        let Some((audience, payload)) = entry.audience().zip(entry.payload.parse().ok()) else {
+            return Ok(false);
         };
-        let Some((audience, payload)) = audience.zip(entry.payload.parse().ok()) else { return Ok(false) };
         Ok(self.find_view(&audience, &payload)?.is_none())
+    }
+
+    /// What stands for a source in the index.
+    pub(super) fn source_hash(&self, source: &str) -> String {
+        hex::encode(self.key().hash(Purpose::Source, &[source.as_bytes()]))
+    }
+
+    /// All records that can be read, in no order.
+    pub(super) fn records(&self) -> Result<Vec<Remembered>, StoreError> {
+        let Some(index) = Way::index().walk(self.root())? else { return Ok(Vec::new()) };
+        let mut records = Vec::new();
+        for shard in index.names()? {
+            let Some(folder) = index.folder(&shard, OWNER_ONLY)? else { continue };
+            for name in folder.names()? {
+                let entry = folder.open(&name).ok().flatten().and_then(read);
+                records.extend(entry.and_then(|entry| {
+                    let audience = entry.audience()?;
+                    let key = EntryKey::of(self, entry.audience.clone(), entry.key.clone());
+                    // One under another's name leads nowhere.
+                    let record = entry.into_record(&key).filter(|_| name == key.file_name())?;
+                    Some(Remembered { audience, record, source: key.source })
+                }));
+            }
+        }
+        Ok(records)
+    }
+
+    /// Where a payload came from, for people.
+    pub(super) fn urls_of(&self, payload: &PayloadDigest) -> Result<Vec<String>, StoreError> {
+        let records = self.records()?.into_iter().filter(|found| found.record.payload == *payload);
+        // Those of credentials cannot be asked for again without them.
+        let public = records.filter(|found| found.audience == Audience::Public);
+        let urls: BTreeSet<_> = public.map(|found| found.record.url).collect();
+        Ok(urls.into_iter().collect())
     }
 
     pub(super) fn drop_record(&self) {
@@ -174,6 +218,13 @@ impl Entry {
             resource_version: record.resource_version.clone(),
             fetched_at,
             url: record.url.clone(),
+        }
+    }
+
+    fn audience(&self) -> Option<Audience> {
+        match self.audience.strip_prefix("private:") {
+            Some(tag) => CredentialTag::from_hex(tag).map(Audience::Private),
+            None => Some(Audience::Public).filter(|_| self.audience == "public"),
         }
     }
 

@@ -164,6 +164,8 @@ impl Finished {
             Some(thread) => joined(thread.join(), Operation::Sync, self.file.file().path())?,
             None => self.file.file().sync()?,
         }
+        // Who finds it there already relies on what is there.
+        let settled = self.store.settle(&self.payload)?;
         let (stored, places) = self.store.place(&mut self.file, &self.payload, self.size, audience)?;
         let mut places = Vec::from(places);
         for record in records {
@@ -173,6 +175,10 @@ impl Finished {
             }
         }
         sync_together(&places.iter().flat_map(Place::folders).collect::<Vec<_>>())?;
+        let ours = self.file.file().identity().ok();
+        // Its name in `ingest` goes first, which changes what the seal is to say.
+        drop(self.file);
+        self.store.seal_what_is(&self.payload, [ours, settled]);
         Ok(stored)
     }
 }

@@ -103,6 +103,21 @@ impl Way {
         Self::uses().to(first_byte(payload.as_bytes()), OWNER_ONLY)
     }
 
+    /// What the files of all payloads looked like when they were whole.
+    pub(super) fn seals() -> Self {
+        Self::content().to("seals", OWNER_ONLY)
+    }
+
+    /// The same of the payloads that begin like this one.
+    pub(super) fn seal(payload: &PayloadDigest) -> Self {
+        Self::seals().to(first_byte(payload.as_bytes()), OWNER_ONLY)
+    }
+
+    /// Files whose bytes were wrong.
+    pub(super) fn quarantine() -> Self {
+        Self::content().to("quarantine", OWNER_ONLY)
+    }
+
     /// The views of what anybody may have.
     pub(super) fn public() -> Self {
         Self::version().to("public", PASSAGE)

@@ -15,6 +15,8 @@
 //!       leases/HEX.json     0600 what a node was given; HEX a keyed hash of which
 //!       pins/HEX            0600 a payload that stays
 //!       uses/HH/HEX         0600 empty; its time is the last use of a payload, in the store's age
+//!       seals/HH/HEX        0600 what a payload's file looked like when it was last known to be whole
+//!       quarantine/HEX-TIME 0444 what turned out to have other bytes than its name says
 //!       age                 0600 seconds during which an agent was ready
 //!       age.lock            0600 locked by the agent that counts them
 //!       lock                0600 shared by those who use something, and not by those who remove it
@@ -41,46 +43,56 @@ mod content;
 mod error;
 mod file;
 mod follow;
+mod foreign;
 mod fs;
 mod index;
 mod ingest;
+mod inventory;
 mod key;
 mod layout;
 mod lease;
 mod limits;
 mod lock;
+mod lower;
 mod notes;
 mod observer;
 mod partial;
 mod pins;
 mod room;
+mod seal;
 mod small;
 mod temporary;
 #[cfg(test)]
 mod tests;
 mod uses;
+mod verify;
 mod versions;
 
+use std::collections::HashMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::SystemTime;
 
 pub use self::claim::Claim;
-pub use self::collect::{COLLECTED, Collection};
+pub use self::collect::{COLLECTED, Collected, Collection};
+pub use self::content::Sighting;
 pub use self::error::{Operation, StoreError};
 pub use self::follow::Following;
 pub use self::index::PreparedRecord;
 pub use self::ingest::{Finished, Ingest};
+pub use self::inventory::{Holding, Remembering, Removal};
 pub use self::lease::{Lease, View, Views};
 pub use self::limits::{Limits, MinFree};
+pub use self::lower::Lower;
 pub use self::notes::NOTE_LIMIT;
 pub use self::pins::Pin;
 pub use self::small::Unsynced;
+pub use self::verify::{Damage, Verification, Verified};
 
 use self::age::Aging;
-use self::fs::{Folder, sync_together};
+use self::fs::{Folder, Identity, sync_together};
 use self::key::{Key, Purpose};
 use self::layout::Way;
 use self::lease::Holds;
@@ -107,11 +119,17 @@ struct Inner {
     key: Key,
     clock: Clock,
     limits: RwLock<Limits>,
+    /// Where other stores are.
+    lower: RwLock<Vec<PathBuf>>,
     aging: Mutex<Aging>,
     noted: Mutex<Noted>,
     /// What this process keeps for its streams.
     holds: Mutex<Holds>,
     usage: Mutex<Usage>,
+    /// Files that this process knows to have the right bytes.
+    whole: Mutex<HashMap<PayloadDigest, Identity>>,
+    /// One thread at a time hashes a payload again.
+    checking: Mutex<()>,
     /// One thread at a time makes room for what comes in.
     making_room: Mutex<()>,
     dropped_records: AtomicU64,
@@ -172,6 +190,8 @@ pub struct Stats {
     /// When they were last counted, by wall time.
     pub counted_at: Option<SystemTime>,
     pub dropped_records: u64,
+    /// How many this process has found damaged and put into quarantine.
+    pub damaged: u64,
 }
 
 impl Store {
@@ -212,15 +232,19 @@ impl Store {
             key,
             clock,
             limits: RwLock::default(),
+            lower: RwLock::default(),
             aging: Mutex::default(),
             noted: Mutex::default(),
             holds: Mutex::default(),
             usage: Mutex::new(Usage { entries, ..Usage::default() }),
+            whole: Mutex::default(),
+            checking: Mutex::default(),
             making_room: Mutex::default(),
             dropped_records: AtomicU64::new(0),
             _version: version,
         }));
         store.load_age()?;
+        store.sweep_quarantine()?;
         Ok(store)
     }
 
@@ -240,12 +264,22 @@ impl Store {
             collected: usage.collected,
             counted_at: usage.counted_at,
             dropped_records: self.dropped_records(),
+            damaged: usage.damaged,
         }
     }
 
     /// The absolute path of the store's folder, all links resolved.
     pub fn directory(&self) -> &Path {
         self.0.root.path()
+    }
+
+    /// Whether it lies in memory, of which it takes what it holds, and ends with the machine or the pod.
+    pub fn is_in_memory(&self) -> Result<bool, StoreError> {
+        self.root().is_in_memory()
+    }
+
+    fn whole(&self) -> MutexGuard<'_, HashMap<PayloadDigest, Identity>> {
+        self.0.whole.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn root(&self) -> &Folder {

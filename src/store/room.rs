@@ -33,6 +33,8 @@ pub(super) struct Usage {
     pub(super) pinned: u64,
     pub(super) collected: [u64; COLLECTED.len()],
     pub(super) counted_at: Option<SystemTime>,
+    /// How many went to quarantine.
+    pub(super) damaged: u64,
 }
 
 impl Usage {

@@ -9,10 +9,12 @@ pub(super) mod faults;
 mod index;
 mod ingest;
 mod links;
+mod lower;
 mod notes;
 mod open;
 mod others;
 mod partial;
+mod verify;
 mod versions;
 
 use std::collections::BTreeMap;

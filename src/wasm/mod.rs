@@ -9,7 +9,7 @@ mod check;
 mod error;
 mod functions;
 mod input;
-mod tar;
+pub mod tar;
 mod unpack;
 
 use std::io::{self, Read};

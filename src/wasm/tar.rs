@@ -17,7 +17,7 @@ const MAX_EXTENSION: u64 = 256 * 1024;
 /// What is wrong with an archive; arrives inside an [`io::Error`].
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-pub(super) struct Malformed(pub &'static str);
+pub struct Malformed(pub &'static str);
 
 impl From<Malformed> for io::Error {
     fn from(malformed: Malformed) -> Self {
@@ -29,7 +29,7 @@ const CUT_OFF: Malformed = Malformed("it is cut off: there is no end marker");
 
 /// One entry; its content is read from the [`Archive`].
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Entry {
+pub struct Entry {
     /// As the archive has it: not checked, not made safe.
     pub name: Vec<u8>,
     pub kind: Kind,
@@ -38,7 +38,7 @@ pub(super) struct Entry {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub enum Kind {
     File,
     /// A file whose content is stored with holes.
     Sparse,
@@ -54,13 +54,13 @@ impl Entry {
 }
 
 /// Whether these bytes begin with the header of a tar entry, by its checksum.
-pub(super) fn is_header(head: &[u8]) -> bool {
+pub fn is_header(head: &[u8]) -> bool {
     head.first_chunk().is_some_and(|block| Header(block).has_valid_checksum())
 }
 
 /// The entries of an archive. Reading it as [`Read`] gives the content of the last entry that
 /// [`Archive::next_entry`] returned.
-pub(super) struct Archive<R> {
+pub struct Archive<R> {
     inner: R,
     /// Bytes of the current entry's content that were not read yet.
     content: u64,

@@ -112,7 +112,7 @@ impl Memories {
             }
             let memory = Memory::default();
             let subject = note.node.clone();
-            memory.lock().restore(note.into_kept(), now);
+            memory.lock().restore(note.into_kept(&store), now);
             nodes.insert(subject, Entry { memory, streams: 0, idle_since: now, unwritten: false });
         }
         Self(Arc::new(Shared { nodes: Mutex::new(nodes), changed: Notify::new(), store, clock }))
@@ -254,10 +254,10 @@ impl Note {
     }
 
     /// What can be read of it, and is still of use.
-    fn into_kept(self) -> BTreeMap<String, Remembered> {
+    fn into_kept(self, store: &Store) -> BTreeMap<String, Remembered> {
         let known = self.known.into_iter().filter_map(Known::into_remembered);
         let mut kept: BTreeMap<String, Remembered> = known.collect();
-        for (name, good) in self.configs.into_iter().filter_map(Config::into_last_good) {
+        for (name, good) in self.configs.into_iter().filter_map(|config| config.into_last_good(store)) {
             let remembered = kept.entry(name).or_default();
             (remembered.held, remembered.last_good) = (true, Some(good));
         }
@@ -276,11 +276,16 @@ impl Config {
         }
     }
 
-    fn into_last_good(self) -> Option<(String, LastGood)> {
+    fn into_last_good(self, store: &Store) -> Option<(String, LastGood)> {
         let body = Bytes::from(hex::decode(self.body).ok()?);
         let source_key = hex::decode(self.source_key).ok()?.try_into().ok()?;
         let made = Made { source_key, payload: self.payload.parse().ok()?, path: self.path };
-        made.path.is_file().then_some((self.name, LastGood { body, made }))
+        let view = store.view_at(&made.path)?;
+        let stored = store.view(&view.audience, &view.payload).unwrap_or_else(|error| {
+            tracing::warn!("cannot look at what worked before this start: {error}");
+            None
+        });
+        stored.map(|_| (self.name, LastGood { body, made }))
     }
 }
 

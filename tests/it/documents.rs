@@ -175,15 +175,25 @@ fn the_table_of_metrics_has_every_metric() {
         store_leased: _,
         store_pinned: _,
         store_collected,
+        store_damaged: _,
+        lower_modules,
         store_collection_time: _,
         lease_failures: _,
         reloads,
         plugin_problems: _,
         bytes_in_flight: _,
     } = metrics;
-    for family in
-        [stream_ends, resources, lookups, fetches, tag_refreshes, fetch_waits, fetch_resumes, reloads]
-    {
+    for family in [
+        stream_ends,
+        resources,
+        lookups,
+        fetches,
+        tag_refreshes,
+        fetch_waits,
+        fetch_resumes,
+        lower_modules,
+        reloads,
+    ] {
         family.get_or_create(&result("any")).inc();
     }
     serving.get_or_create(&ServingLabel { serving: "current" }).set(1);

@@ -6,6 +6,7 @@
 
 mod agent_config;
 mod bad_sources;
+mod cache;
 mod cold_start;
 mod commands;
 mod documents;

@@ -18,7 +18,7 @@ use serde::Serialize;
 use crate::digest::{BlobDigest, SourceDigest};
 
 /// The media type of both layouts' manifests.
-pub(super) const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
+pub const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
 
 const ARTIFACT_CONFIG_TYPE: &str = "application/vnd.wasm.config.v0+json";
 const ARTIFACT_LAYER_TYPE: &str = "application/wasm";
@@ -50,7 +50,7 @@ pub(super) struct Package {
 }
 
 #[derive(Debug)]
-pub(super) struct Blob {
+pub struct Blob {
     pub media_type: &'static str,
     pub bytes: Bytes,
     pub digest: BlobDigest,
@@ -134,14 +134,26 @@ impl Layout {
 
 fn artifact(module: Bytes) -> io::Result<Package> {
     let layer = Blob::new(ARTIFACT_LAYER_TYPE, module);
+    let (config, manifest) = artifact_of(layer.descriptor())?;
+    Ok(Package { layer, config, manifest })
+}
+
+/// Config and manifest of a module that is not at hand, as an artifact: its digest, and its size in bytes.
+pub fn describe(digest: BlobDigest, size: u64) -> io::Result<(Blob, Bytes)> {
+    let size = usize::try_from(size).map_err(io::Error::other)?;
+    artifact_of(Descriptor { media_type: ARTIFACT_LAYER_TYPE, digest: digest.to_string(), size })
+}
+
+fn artifact_of(layer: Descriptor) -> io::Result<(Blob, Bytes)> {
     let config = ArtifactConfig {
         created: CREATED,
         architecture: "wasm",
         os: "wasip1",
-        layer_digests: [layer.digest.to_string()],
+        layer_digests: [layer.digest.clone()],
     };
     let config = Blob::new(ARTIFACT_CONFIG_TYPE, serde_json::to_vec(&config)?);
-    package(layer, config, BTreeMap::new())
+    let manifest = manifest(&config, layer, BTreeMap::new())?;
+    Ok((config, manifest))
 }
 
 fn image(module: &[u8]) -> io::Result<Package> {
@@ -158,34 +170,47 @@ fn image(module: &[u8]) -> io::Result<Package> {
         rootfs: RootFs { r#type: "layers", diff_ids: [BlobDigest::of(&tar).to_string()] },
     };
     let config = Blob::new(IMAGE_CONFIG_TYPE, serde_json::to_vec(&config)?);
-    package(layer, config, BTreeMap::from([("module.wasm.image/variant", "compat")]))
+    let annotations = BTreeMap::from([("module.wasm.image/variant", "compat")]);
+    let manifest = manifest(&config, layer.descriptor(), annotations)?;
+    Ok(Package { layer, config, manifest })
 }
 
-fn package(
-    layer: Blob,
-    config: Blob,
+fn manifest(
+    config: &Blob,
+    layer: Descriptor,
     annotations: BTreeMap<&'static str, &'static str>,
-) -> io::Result<Package> {
+) -> io::Result<Bytes> {
     let manifest = Manifest {
         schema_version: 2,
         media_type: MANIFEST_TYPE,
         config: config.descriptor(),
-        layers: [layer.descriptor()],
+        layers: [layer],
         annotations,
     };
-    let manifest = serde_json::to_vec(&manifest)?.into();
-    Ok(Package { layer, config, manifest })
+    Ok(serde_json::to_vec(&manifest)?.into())
 }
 
-const BLOCK: usize = 512;
+/// The blocks of a tar.
+pub const BLOCK: usize = 512;
 
 /// A tar (POSIX ustar) that holds one file, without owner or time.
 fn tar(content: &[u8]) -> io::Result<Vec<u8>> {
+    let header = tar_header(FILE_NAME, content.len() as u64)?;
+    let mut tar = Vec::with_capacity(content.len() + 4 * BLOCK);
+    tar.extend_from_slice(&header);
+    tar.extend_from_slice(content);
+    // Up to a whole block, then two empty ones: the end.
+    tar.resize(tar.len().next_multiple_of(BLOCK) + 2 * BLOCK, 0);
+    Ok(tar)
+}
+
+/// What stands before a file's bytes in such a tar. The name has at most 100 bytes.
+pub fn tar_header(name: &str, size: u64) -> io::Result<[u8; BLOCK]> {
     let too_large = || io::Error::new(io::ErrorKind::FileTooLarge, "the module has no place in a tar");
-    let size = format!("{:011o}\0", content.len());
+    let size = format!("{size:011o}\0");
     let mut header = [0; BLOCK];
     let mut put = |at: usize, field: &[u8]| header[at..at + field.len()].copy_from_slice(field);
-    put(0, FILE_NAME.as_bytes());
+    put(0, name.as_bytes().get(..name.len().min(100)).unwrap_or_default());
     put(100, b"0000644\0");
     put(108, b"0000000\0");
     put(116, b"0000000\0");
@@ -197,13 +222,7 @@ fn tar(content: &[u8]) -> io::Result<Vec<u8>> {
     put(257, b"ustar\x0000");
     let checksum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
     header[148..156].copy_from_slice(format!("{checksum:06o}\0 ").as_bytes());
-
-    let mut tar = Vec::with_capacity(content.len() + 4 * BLOCK);
-    tar.extend_from_slice(&header);
-    tar.extend_from_slice(content);
-    // Up to a whole block, then two empty ones: the end.
-    tar.resize(tar.len().next_multiple_of(BLOCK) + 2 * BLOCK, 0);
-    Ok(tar)
+    Ok(header)
 }
 
 /// What makes one doubt that an Envoy will run this.

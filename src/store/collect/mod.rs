@@ -12,6 +12,8 @@
 mod census;
 mod sweep;
 
+pub(super) use self::sweep::Sweep;
+
 use std::collections::{BTreeSet, HashSet};
 
 use self::census::Entry;
@@ -66,6 +68,26 @@ struct Doomed {
     reason: Reason,
 }
 
+impl From<&Doomed> for Collected {
+    fn from(Doomed { entry, reason }: &Doomed) -> Self {
+        Self {
+            payload: entry.payload,
+            size: entry.size,
+            reason: COLLECTED.get(*reason).copied().unwrap_or_default(),
+        }
+    }
+}
+
+/// A payload that was removed, or would be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Collected {
+    pub payload: PayloadDigest,
+    /// Bytes.
+    pub size: u64,
+    /// One of [`COLLECTED`].
+    pub reason: &'static str,
+}
+
 /// What a collection has found and done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Counted {
@@ -94,9 +116,22 @@ pub struct Collection {
     arrivals: u64,
     removals: [u64; COLLECTED.len()],
     counted: Counted,
+    /// Nothing is removed.
+    dry: bool,
+    collected: Vec<Collected>,
 }
 
 impl Collection {
+    /// One that only says what the limits would have go.
+    pub fn plan(store: &Store) -> Self {
+        Self { dry: true, ..Self::of(store, false) }
+    }
+
+    /// What has gone, or what would.
+    pub fn collected(&self) -> &[Collected] {
+        &self.collected
+    }
+
     /// One that removes nothing.
     pub fn count(store: &Store) -> Self {
         Self::new(store, Goal::Count)
@@ -124,6 +159,8 @@ impl Collection {
             arrivals: 0,
             removals: Default::default(),
             counted: Counted::default(),
+            dry: false,
+            collected: Vec::new(),
         }
     }
 
@@ -173,6 +210,10 @@ impl Collection {
                 let doomed = self.choose()?;
                 match self.goal {
                     Goal::Count => State::Done,
+                    _ if self.dry => {
+                        self.collected = doomed.iter().map(Collected::from).collect();
+                        State::Done
+                    }
                     _ => State::Remove(doomed),
                 }
             }
@@ -293,7 +334,8 @@ impl Collection {
         // Otherwise the next collection finds them again.
         let Some(_alone) = self.store.alone(matches!(self.goal, Goal::Room(_)))? else { return Ok(()) };
         self.store.remove_ended_leases(&ended)?;
-        for Doomed { entry, reason } in doomed {
+        for doomed in doomed {
+            let Doomed { entry, reason } = doomed;
             let used = self.store.last_use(&entry.payload).ok().flatten();
             let is_held = self.store.holds().values().any(|held| held.contains(&entry.payload));
             if is_held || used != Some(entry.used) {
@@ -313,6 +355,7 @@ impl Collection {
                 "removed a module from the store"
             );
             self.counted.removed += 1;
+            self.collected.push(doomed.into());
             self.counted.entries = self.counted.entries.saturating_sub(1);
             self.counted.bytes = self.counted.bytes.saturating_sub(entry.size);
         }
@@ -321,19 +364,30 @@ impl Collection {
 }
 
 impl Store {
-    /// Removes a payload: its views, its bytes, and its last use. Nobody else uses the store at the
+    /// Removes a payload: its views, its bytes, and what is known of it. Nobody else uses the store at the
     /// moment.
     pub(super) fn remove_payload(&self, payload: &PayloadDigest) -> Result<(), StoreError> {
-        let (hex, name) = (payload.hex(), view_name(payload));
+        let hex = payload.hex();
         let blobs = Way::blob(payload).walk(self.root())?;
+        // Those of credentials are looked for only where there are any.
+        self.remove_views(payload, false)?;
+        let found = blobs.as_ref().map(|blobs| blobs.inspect(&hex)).transpose()?.flatten();
+        if found.is_none_or(|found| !found.only_name) {
+            self.remove_views(payload, true)?;
+        }
+        if let Some(blobs) = blobs {
+            blobs.remove(&hex)?;
+        }
+        self.remove_traces(payload)
+    }
+
+    /// Removes the views of a payload, those of credentials only where `private`.
+    pub(super) fn remove_views(&self, payload: &PayloadDigest, private: bool) -> Result<(), StoreError> {
+        let name = view_name(payload);
         if let Some(views) = Way::view(&Audience::Public, payload).walk(self.root())? {
             views.remove(&name)?;
         }
-        // Those of credentials are looked for only where there are any.
-        let found = blobs.as_ref().map(|blobs| blobs.inspect(&hex)).transpose()?.flatten();
-        if found.is_none_or(|found| !found.only_name)
-            && let Some(private) = Way::private().walk(self.root())?
-        {
+        if private && let Some(private) = Way::private().walk(self.root())? {
             for tag in private.names()? {
                 if let Some(views) = private.folder(&tag, PASSAGE)? {
                     views.remove(&name)?;
@@ -342,12 +396,14 @@ impl Store {
                 }
             }
         }
-        if let Some(blobs) = blobs {
-            blobs.remove(&hex)?;
-        }
-        if let Some(uses) = Way::used(payload).walk(self.root())? {
-            uses.remove(&hex)?;
-        }
         Ok(())
+    }
+
+    /// Removes what is known of a payload: its last use, and its seal.
+    pub(super) fn remove_traces(&self, payload: &PayloadDigest) -> Result<(), StoreError> {
+        if let Some(uses) = Way::used(payload).walk(self.root())? {
+            uses.remove(&payload.hex())?;
+        }
+        self.unseal(payload)
     }
 }

@@ -1,5 +1,5 @@
 //! What collections leave behind: records of what is gone, and, where one was interrupted, views and
-//! last uses without a payload.
+//! last uses and seals without a payload.
 
 use super::REMOVED_A_STEP;
 use crate::store::error::StoreError;
@@ -14,6 +14,7 @@ enum Kind {
     PublicViews,
     PrivateViews,
     Uses,
+    Seals,
 }
 
 impl Kind {
@@ -23,12 +24,13 @@ impl Kind {
             Self::PublicViews => Way::public(),
             Self::PrivateViews => Way::private(),
             Self::Uses => Way::uses(),
+            Self::Seals => Way::seals(),
         }
     }
 
     fn mode(self) -> u32 {
         match self {
-            Self::Records | Self::Uses => OWNER_ONLY,
+            Self::Records | Self::Uses | Self::Seals => OWNER_ONLY,
             Self::PublicViews | Self::PrivateViews => PASSAGE,
         }
     }
@@ -36,17 +38,17 @@ impl Kind {
 
 /// A sweep under way: the folders that have not been looked at, and what was found in the last one.
 #[derive(Debug)]
-pub(super) struct Sweep {
+pub(in crate::store) struct Sweep {
     folders: Vec<(Kind, String)>,
     found: Vec<(Kind, String, String)>,
 }
 
 impl Sweep {
     /// Of records, or of all.
-    pub(super) fn new(store: &Store, all: bool) -> Result<Self, StoreError> {
+    pub(in crate::store) fn new(store: &Store, all: bool) -> Result<Self, StoreError> {
         let mut folders = Vec::new();
         let kinds: &[Kind] = match all {
-            true => &[Kind::Records, Kind::PublicViews, Kind::PrivateViews, Kind::Uses],
+            true => &[Kind::Records, Kind::PublicViews, Kind::PrivateViews, Kind::Uses, Kind::Seals],
             false => &[Kind::Records],
         };
         for kind in kinds {
@@ -59,7 +61,7 @@ impl Sweep {
 
     /// Looks at one folder, or removes a few files, none of a payload that is `kept`; whether there is
     /// more to do.
-    pub(super) fn step(
+    pub(in crate::store) fn step(
         &mut self,
         store: &Store,
         kept: impl Fn(&PayloadDigest) -> bool,
@@ -100,7 +102,7 @@ fn is_left(
     let hex = match kind {
         Kind::Records => return store.is_void_record(folder, name),
         Kind::PublicViews | Kind::PrivateViews => name.strip_suffix(".wasm").unwrap_or_default(),
-        Kind::Uses => name,
+        Kind::Uses | Kind::Seals => name,
     };
     let Ok(payload) = PayloadDigest::from_hex(hex) else { return Ok(false) };
     if kept(&payload) {

@@ -62,7 +62,7 @@ fn neither_source_nor_credential_is_written_anywhere() {
     let store = home.store();
     remember(&store, &Audience::Private(store.fingerprint(b"correct horse")));
     let files = files(&home.path());
-    assert_eq!(files.len(), 7, "key, age, lock, content, its use, view, record");
+    assert_eq!(files.len(), 8, "key, age, lock, content, its use and seal, view, record");
     for (path, content) in files {
         let seen = format!("{} {}", path.display(), String::from_utf8_lossy(&content));
         assert!(!seen.contains("hunter2") && !seen.contains("correct horse"), "{seen}");

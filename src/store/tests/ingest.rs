@@ -201,7 +201,7 @@ fn a_damaged_module_is_a_miss_until_it_is_brought_again() {
         let damaged = damage(&stored.path, how);
         assert_eq!(store.lookup(&Audience::Public, SOURCE).unwrap(), None);
 
-        assert_eq!(put(&store, &Audience::Public, MODULE), stored);
+        assert_eq!(remember(&store, &Audience::Public), (stored.clone(), record.clone()));
         assert_eq!(store.lookup(&Audience::Public, SOURCE).unwrap(), Some(record));
         let blob = fs::metadata(only_file(&home.v1("content/blobs"))).unwrap();
         let view = fs::metadata(&stored.path).unwrap();

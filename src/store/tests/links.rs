@@ -128,3 +128,38 @@ fn what_is_no_file_in_the_place_of_one_is_refused_without_waiting_for_it() {
     let error = home.open().unwrap_err();
     assert!(matches!(&error, StoreError::NotAFile { path } if *path == pipe), "{error}");
 }
+
+#[test]
+fn links_among_what_the_store_keeps_for_itself_are_never_followed_to_write_or_remove() {
+    let places =
+        ["pins", "uses", "seals", "leases", "notes", "flights", "quarantine", "age", "age.lock", "lock"];
+    for place in places {
+        let home = Home::new();
+        let store = home.store();
+        let (stored, _) = remember(&store, &Audience::Public);
+        let outside = home.outside();
+        let target = outside.join("target");
+        fs::write(&target, "another's").unwrap();
+        chmod(&target, 0o644);
+        let path = home.v1("content").join(place);
+        let is_folder = !matches!(place, "age" | "age.lock" | "lock");
+        let _ = fs::remove_dir_all(&path).or_else(|_| fs::remove_file(&path));
+        symlink(if is_folder { &outside } else { &target }, &path).unwrap();
+
+        // Each does its work, or refuses; none does it outside.
+        let pin = crate::store::Pin { payload: stored.payload, url: String::new(), who: String::new() };
+        let _ = store.pin(&pin);
+        let _ = store.unpin(&stored.payload);
+        let _ = store.view(&Audience::Public, &stored.payload);
+        let _ = store.write_lease("node", &crate::store::Lease::default());
+        let _ = store.write_note("subject", b"note");
+        let _ = store.claim(&Audience::Public, "what");
+        let _ = store.grow_older();
+        let _ = write(&store, b"another").commit(&Audience::Public);
+        let _ = store.remove(&stored.payload, true);
+        let _ = home.open();
+        let left: Vec<_> = fs::read_dir(&outside).unwrap().map(|entry| entry.unwrap().path()).collect();
+        assert_eq!(left, [target.clone()], "{place}");
+        assert_eq!((fs::read(&target).unwrap(), mode(&target)), (b"another's".to_vec(), 0o644), "{place}");
+    }
+}

@@ -62,8 +62,8 @@ fn modes_do_not_depend_on_the_umask() {
         }
         assert_eq!(
             seen,
-            14 + 8,
-            "folders, and a key, an age, a lock, a payload, its use, two views, a record"
+            16 + 9,
+            "folders, and a key, an age, a lock, a payload, its use and seal, two views, a record"
         );
     }
 }

@@ -1,10 +1,10 @@
+use std::io::Write as _;
 use std::time::SystemTime;
 
 use super::*;
 use crate::clock::ManualClock;
-use crate::digest::PayloadDigest;
 use crate::module::ModuleRequest;
-use crate::store::StoreConfig;
+use crate::store::{Audience, StoreConfig, Stored};
 use crate::xds::machine::memory::Wanted;
 
 struct Home {
@@ -27,9 +27,12 @@ impl Home {
 
     /// A config that was accepted, and its module.
     fn good(&self, text: &'static str) -> LastGood {
-        let path = self.folder.path().join(text);
-        std::fs::write(&path, text).unwrap();
-        let made = Made { source_key: [7; 32], payload: PayloadDigest::from_bytes([8; 32]), path };
+        let directory = self.folder.path().join("store");
+        let store = Store::open(&StoreConfig { directory }, Clock::Manual(self.clock.clone())).unwrap();
+        let mut ingest = store.ingest().unwrap();
+        ingest.write_all(text.as_bytes()).unwrap();
+        let Stored { path, payload, .. } = ingest.finish().unwrap().commit(&Audience::Public).unwrap();
+        let made = Made { source_key: [7; 32], payload, path };
         LastGood { body: Bytes::from_static(text.as_bytes()), made }
     }
 }
