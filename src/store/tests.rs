@@ -4,6 +4,7 @@ mod aging;
 mod broken;
 mod claims;
 mod collect;
+mod crash;
 mod durable;
 pub(super) mod faults;
 mod index;

@@ -6,12 +6,14 @@ use std::sync::Mutex;
 
 use rustix::io::Errno;
 
+use super::crash::recording::Event;
 use crate::store::error::Operation;
 use crate::store::fs::Space;
+use crate::store::observer::Done;
 
 /// Sees the store's operations and fails some of them.
 #[derive(Debug, Default)]
-pub(in crate::store) struct Faults(Mutex<State>);
+pub(in crate::store) struct Faults(Mutex<State>, Mutex<Option<Vec<Event>>>);
 
 #[derive(Default)]
 struct State {
@@ -81,6 +83,27 @@ impl Faults {
         match state.plan {
             Some(plan) if number == plan.at || (plan.for_good && number > plan.at) => Err(plan.errno),
             _ => Ok(()),
+        }
+    }
+
+    /// From here on what is done is written down.
+    pub(in crate::store) fn record(&self) {
+        *self.1.lock().unwrap() = Some(Vec::new());
+    }
+
+    /// What was done since then.
+    pub(in crate::store) fn recorded(&self) -> Vec<Event> {
+        self.1.lock().unwrap().take().unwrap_or_default()
+    }
+
+    /// Writes down what somebody was told.
+    pub(in crate::store) fn told(&self, event: Event) {
+        self.1.lock().unwrap().as_mut().expect("it is recorded").push(event);
+    }
+
+    pub(in crate::store) fn done(&self, done: Done<'_>) {
+        if let Some(events) = &mut *self.1.lock().unwrap() {
+            events.push(Event::of(done));
         }
     }
 
