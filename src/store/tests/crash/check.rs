@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::Write as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -19,8 +20,14 @@ use crate::store::{Collection, Limits, MinFree, Store, StoreConfig};
 /// Long enough that what is neither leased nor pinned may go, in two minutes.
 const WHILE: usize = 6;
 
-/// Checks one state, in a folder of its own.
-pub(super) fn check(tree: &Tree, promises: &Promises, bytes: &dyn Fn(&PayloadDigest) -> Vec<u8>, at: &Path) {
+/// Checks one state, in a folder of its own; what follows the start only where `on`.
+pub(super) fn check(
+    tree: &Tree,
+    promises: &Promises,
+    bytes: impl Fn(&PayloadDigest) -> Vec<u8>,
+    at: &Path,
+    on: bool,
+) {
     let directory = at.join("store");
     materialise(tree, &directory);
     // Envoy may be there first.
@@ -36,37 +43,53 @@ pub(super) fn check(tree: &Tree, promises: &Promises, bytes: &dyn Fn(&PayloadDig
     nothing_is_left_of_what_was_written(&directory);
     assert_eq!(store.dropped_records(), 0, "no record is torn");
 
-    let mut kept: BTreeSet<PayloadDigest> = store.pins().unwrap().iter().map(|pin| pin.payload).collect();
-    for node in promises.nodes() {
-        kept.extend(store.lease(node).unwrap().payloads());
-    }
-    store.limit(Limits { expiry: Duration::from_secs(600), min_free: MinFree::Bytes(0), ..Default::default() });
-    store.grow_older().unwrap();
-    // What lost its last use counts as used when that is noticed.
-    let mut collection = Collection::count(&store);
-    while collection.step().unwrap() {}
-    for _ in 0..WHILE {
-        clock.advance(Duration::from_secs(120));
-        store.grow_older().unwrap();
-    }
-    let mut collection = Collection::of(&store, true);
-    while collection.step().unwrap() {}
-    only_these_are_left(&directory, &kept, &visible);
-
-    // And it goes on from there.
-    for (who, payload) in promises.modules() {
-        use std::io::Write as _;
-        let mut ingest = store.ingest().unwrap();
-        ingest.write_all(&bytes(&payload)).unwrap();
-        let stored = ingest.finish().unwrap().commit(&who.audience(&store)).unwrap();
-        assert_eq!(fs::read(&stored.path).unwrap(), bytes(&payload));
-        assert_eq!(stored.payload, payload);
+    if on {
+        go_on(&store, &clock, promises, &visible, bytes);
     }
     drop(store);
 
     let beside: Vec<_> = fs::read_dir(at).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(beside, ["store"]);
     fs::remove_dir_all(&directory).unwrap();
+}
+
+/// Collects what may go, and pulls all of it again.
+fn go_on(
+    store: &Store,
+    clock: &ManualClock,
+    promises: &Promises,
+    visible: &BTreeSet<PayloadDigest>,
+    bytes: impl Fn(&PayloadDigest) -> Vec<u8>,
+) {
+    let mut kept: BTreeSet<PayloadDigest> = store.pins().unwrap().iter().map(|pin| pin.payload).collect();
+    for node in promises.nodes() {
+        kept.extend(store.lease(node).unwrap().payloads());
+    }
+    store.limit(Limits {
+        expiry: Duration::from_secs(600),
+        min_free: MinFree::Bytes(0),
+        ..Default::default()
+    });
+    store.grow_older().unwrap();
+    // What lost its last use counts as used when that is noticed.
+    let mut collection = Collection::count(store);
+    while collection.step().unwrap() {}
+    for _ in 0..WHILE {
+        clock.advance(Duration::from_secs(120));
+        store.grow_older().unwrap();
+    }
+    let mut collection = Collection::of(store, true);
+    while collection.step().unwrap() {}
+    only_these_are_left(store.directory(), &kept, visible);
+
+    // And it goes on from there.
+    for (who, payload) in promises.modules() {
+        let mut ingest = store.ingest().unwrap();
+        ingest.write_all(&bytes(&payload)).unwrap();
+        let stored = ingest.finish().unwrap().commit(&who.audience(store)).unwrap();
+        assert_eq!(fs::read(&stored.path).unwrap(), bytes(&payload));
+        assert_eq!(stored.payload, payload);
+    }
 }
 
 /// The payloads that somebody could open, each with the bytes that it should have.
@@ -110,7 +133,10 @@ fn only_these_are_left(directory: &Path, kept: &BTreeSet<PayloadDigest>, visible
     let views = [directory.join("v1/public"), directory.join("v1/private")];
     let views: BTreeSet<_> = views.iter().flat_map(|views| payloads(views)).collect();
     assert!(blobs.is_subset(kept), "{blobs:?} are left, and {kept:?} to be kept");
-    assert!(kept.intersection(visible).all(|payload| views.contains(payload)), "{kept:?} of {visible:?}: {views:?}");
+    assert!(
+        kept.intersection(visible).all(|payload| views.contains(payload)),
+        "{kept:?} of {visible:?}: {views:?}"
+    );
     assert!(views.is_subset(kept), "views without a payload: {views:?}");
     assert!(payloads(&content.join("uses")).is_subset(kept), "uses without a payload");
     for record in files(&content.join("index")).into_values() {

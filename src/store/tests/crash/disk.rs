@@ -186,7 +186,8 @@ impl Disk {
             return;
         }
         let mut folders: Vec<_> = self.nodes.iter().map(Node::synced).collect();
-        let (settled, open) = std::mem::take(&mut self.open).into_iter().partition(|(folder, _)| *folder == id);
+        let (settled, open) =
+            std::mem::take(&mut self.open).into_iter().partition(|(folder, _)| *folder == id);
         self.open = open;
         let settled: Vec<(Id, Change)> = settled;
         for (folder, change) in &settled {
@@ -244,7 +245,8 @@ impl Disk {
                     }
                     Kind::Folder { .. } => None,
                 };
-                let (mode, stamp) = (node.modes[next(node.modes.len())], node.stamps[next(node.stamps.len())]);
+                let (mode, stamp) =
+                    (node.modes[next(node.modes.len())], node.stamps[next(node.stamps.len())]);
                 match content {
                     Some(content) => Entry::File { number, content, mode, stamp },
                     None => Entry::Folder { mode },

@@ -62,7 +62,11 @@ impl Event {
     /// Whether all that a crash may leave before it is among what it may leave after it.
     pub(super) fn only_adds(&self) -> bool {
         match self {
-            Self::MakeFolder(..) | Self::Create(..) | Self::Link(..) | Self::Rename(..) | Self::Remove(..) => true,
+            Self::MakeFolder(..)
+            | Self::Create(..)
+            | Self::Link(..)
+            | Self::Rename(..)
+            | Self::Remove(..) => true,
             Self::SetMode(..) | Self::Stamp(..) => true,
             Self::Write(..) | Self::Truncate(..) | Self::Sync(_) | Self::Flushed(_) => false,
             Self::Asked(..) | Self::Promised(..) => false,
