@@ -82,10 +82,12 @@ impl Observer {
         &self,
         operation: Operation,
         path: &Path,
-        call: impl FnMut() -> rustix::io::Result<T>,
+        mut call: impl FnMut() -> rustix::io::Result<T>,
     ) -> rustix::io::Result<T> {
-        self.before(operation, path)?;
-        rustix::io::retry_on_intr(call)
+        rustix::io::retry_on_intr(|| {
+            self.before(operation, path)?;
+            call()
+        })
     }
 
     /// The same, with the error named.

@@ -54,6 +54,11 @@ impl Faults {
         std::mem::take(&mut state.seen)
     }
 
+    /// How many operations there were since the plan was made.
+    pub(in crate::store) fn seen(&self) -> usize {
+        self.0.lock().unwrap().seen.len()
+    }
+
     /// What another process does just before the next such operation.
     pub(in crate::store) fn just_before(&self, operation: Operation, then: impl FnOnce() + Send + 'static) {
         self.0.lock().unwrap().interlude = Some((operation, Box::new(then)));
