@@ -20,6 +20,8 @@ struct State {
     plan: Option<Plan>,
     interlude: Option<(Operation, Box<dyn FnOnce() + Send>)>,
     short_writes: bool,
+    /// Whether the next operation is interrupted, where they all are, each once.
+    interrupts: Option<bool>,
     space: Option<Space>,
     seen: Vec<(Operation, PathBuf)>,
 }
@@ -69,6 +71,11 @@ impl Faults {
         self.0.lock().unwrap().short_writes = true;
     }
 
+    /// From here on a signal comes in each operation before it is done.
+    pub(in crate::store) fn interrupt(&self) {
+        self.0.lock().unwrap().interrupts = Some(true);
+    }
+
     /// From here on the file system has this much room.
     pub(in crate::store) fn leave_space(&self, free: u64, total: u64) {
         self.0.lock().unwrap().space = Some(Space { free, total });
@@ -85,6 +92,12 @@ impl Faults {
         }
         let number = state.seen.len();
         state.seen.push((operation, path.to_owned()));
+        if let Some(interrupts) = &mut state.interrupts {
+            *interrupts = !*interrupts;
+            if !*interrupts {
+                return Err(Errno::INTR);
+            }
+        }
         match state.plan {
             Some(plan) if number == plan.at || (plan.for_good && number > plan.at) => Err(plan.errno),
             _ => Ok(()),
