@@ -25,7 +25,7 @@ const PROCESSES: usize = 4;
 const MODULES: usize = 200;
 const MODULE_BYTES: usize = 20_000;
 /// What the store may hold of them.
-const MAX_BYTES: usize = MODULES / 2 * MODULE_BYTES;
+const MAX_BYTES: usize = MODULES / 5 * MODULE_BYTES;
 
 /// How often one of them is killed; another number by the environment, and then the last start is timed in
 /// a store of so many modules.
