@@ -19,6 +19,11 @@ test: export WASMFERRY_SEQUENCES ?= 100000
 test: tools ## Unit and integration tests, with the real Envoy and the real registry
 	$(CARGO) test --locked
 
+.PHONY: soak
+soak: ## 1,000 times kill -9 in one store, and many more crashes of the machine
+	WASMFERRY_KILLS=$${WASMFERRY_KILLS:-1000} $(CARGO) test --locked --test it killed:: -- --nocapture
+	WASMFERRY_CRASHES=$${WASMFERRY_CRASHES:-5000} $(CARGO) test --locked --lib store::tests::crash:: -- --nocapture
+
 .PHONY: lint
 lint: ## Formatting and clippy
 	$(CARGO) fmt --check

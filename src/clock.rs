@@ -1,6 +1,6 @@
 //! Time, injected: everything that waits, ages or stamps asks a [`Clock`], so that tests can move it.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::watch;
@@ -21,14 +21,21 @@ pub struct ManualClock(Arc<Manual>);
 #[derive(Debug)]
 struct Manual {
     start: Instant,
-    wall: SystemTime,
+    /// When nothing had elapsed.
+    wall: Mutex<SystemTime>,
     elapsed: watch::Sender<Duration>,
 }
 
 impl ManualClock {
     /// A clock that starts at this wall time.
     pub fn new(wall: SystemTime) -> Self {
-        Self(Arc::new(Manual { start: Instant::now(), wall, elapsed: watch::Sender::new(Duration::ZERO) }))
+        let elapsed = watch::Sender::new(Duration::ZERO);
+        Self(Arc::new(Manual { start: Instant::now(), wall: Mutex::new(wall), elapsed }))
+    }
+
+    /// Sets the wall clock, and the monotonic one goes on as it was.
+    pub fn jump(&self, wall: SystemTime) {
+        *self.0.wall.lock().unwrap_or_else(PoisonError::into_inner) = wall - self.elapsed();
     }
 
     /// Moves both the monotonic and the wall clock forward, and wakes who sleeps.
@@ -54,7 +61,9 @@ impl Clock {
     pub fn wall(&self) -> SystemTime {
         match self {
             Clock::System => SystemTime::now(),
-            Clock::Manual(clock) => clock.0.wall + clock.elapsed(),
+            Clock::Manual(clock) => {
+                *clock.0.wall.lock().unwrap_or_else(PoisonError::into_inner) + clock.elapsed()
+            }
         }
     }
 

@@ -1,7 +1,7 @@
 //! An open file of the store: written once, by whoever created it, then only read.
 
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, Mode, Stat, fchmod, flock, fstat, fsync, ftruncate};
@@ -9,7 +9,7 @@ use rustix::io::Errno;
 
 use super::error::{Operation, StoreError};
 use super::fs::Identity;
-use super::observer::Observer;
+use super::observer::{Done, Observer};
 
 /// An open regular file of ours.
 #[derive(Debug)]
@@ -36,7 +36,9 @@ impl File {
     }
 
     pub(super) fn set_mode(&self, mode: u32) -> Result<(), StoreError> {
-        self.run(Operation::SetMode, || fchmod(&self.fd, Mode::from_raw_mode(mode)))
+        self.run(Operation::SetMode, || fchmod(&self.fd, Mode::from_raw_mode(mode)))?;
+        self.observer.done(Done::SetMode(self.fd.as_fd(), mode));
+        Ok(())
     }
 
     /// Waits for the file's lock. It is given back when every handle of this opening is closed, so
@@ -74,7 +76,9 @@ impl File {
     pub(super) fn write(&self, bytes: &[u8]) -> Result<usize, StoreError> {
         let limit = self.observer.write_limit(bytes.len());
         let bytes = bytes.get(..limit).unwrap_or(bytes);
-        self.run(Operation::Write, || rustix::io::write(&self.fd, bytes))
+        let written = self.run(Operation::Write, || rustix::io::write(&self.fd, bytes))?;
+        self.observer.done(Done::Write(self.fd.as_fd(), bytes.get(..written).unwrap_or(bytes)));
+        Ok(written)
     }
 
     /// Appends all of the bytes.
@@ -84,12 +88,16 @@ impl File {
 
     /// Cuts off what follows the first `size` bytes.
     pub(super) fn truncate(&self, size: u64) -> Result<(), StoreError> {
-        self.run(Operation::Truncate, || ftruncate(&self.fd, size))
+        self.run(Operation::Truncate, || ftruncate(&self.fd, size))?;
+        self.observer.done(Done::Truncate(self.fd.as_fd(), size));
+        Ok(())
     }
 
     /// Makes the bytes durable.
     pub(super) fn sync(&self) -> Result<(), StoreError> {
-        self.run(Operation::Sync, || fsync(&self.fd))
+        self.run(Operation::Sync, || fsync(&self.fd))?;
+        self.observer.done(Done::Sync(self.fd.as_fd()));
+        Ok(())
     }
 
     /// Reads it from the start, whatever position other handles are at.

@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use super::error::{Operation, StoreError};
 use super::file::File;
-use super::observer::Observer;
+use super::observer::{Done, Name, Observer};
 
 /// Folders for their owner alone.
 pub(super) const OWNER_ONLY: u32 = 0o700;
@@ -250,6 +250,10 @@ impl Folder {
         &self.observer
     }
 
+    fn name<'a>(&'a self, name: &'a str) -> Name<'a> {
+        (self.fd.as_fd(), name)
+    }
+
     /// Opens a folder in this one, where there is one. It must be ours, and no wider than `mode`.
     pub(super) fn folder(&self, name: &str, mode: u32) -> Result<Option<Folder>, StoreError> {
         Ok(self.folder_and_mode(name, mode)?.map(|(folder, _)| folder))
@@ -268,8 +272,9 @@ impl Folder {
             None => {
                 let make = || mkdirat(&self.fd, name, Mode::from_raw_mode(mode));
                 match self.observer.raw(Operation::MakeFolder, &path, make) {
+                    Ok(()) => self.observer.done(Done::MakeFolder(self.name(name))),
                     // Another process was as quick.
-                    Ok(()) | Err(Errno::EXIST) => {}
+                    Err(Errno::EXIST) => {}
                     Err(errno) => return Err(StoreError::new(Operation::MakeFolder, &path, errno)),
                 }
                 open()?.ok_or_else(|| StoreError::new(Operation::OpenFolder, &path, Errno::NOENT))?
@@ -297,7 +302,9 @@ impl Folder {
 
     fn set_mode(&self, mode: u32) -> Result<(), StoreError> {
         let set = || fchmod(&self.fd, Mode::from_raw_mode(mode));
-        self.observer.run(Operation::SetMode, &self.path, set)
+        self.observer.run(Operation::SetMode, &self.path, set)?;
+        self.observer.done(Done::SetMode(self.fd.as_fd(), mode));
+        Ok(())
     }
 
     /// Takes the folder's lock, or a share of it, unless others have what speaks against that. It is
@@ -321,7 +328,9 @@ impl Folder {
 
     /// Makes the names in this folder durable.
     pub(super) fn sync(&self) -> Result<(), StoreError> {
-        self.observer.run(Operation::SyncFolder, &self.path, || fsync(&self.fd))
+        self.observer.run(Operation::SyncFolder, &self.path, || fsync(&self.fd))?;
+        self.observer.done(Done::Sync(self.fd.as_fd()));
+        Ok(())
     }
 
     /// The names in this folder, except those that are not UTF-8: they are not the store's.
@@ -345,6 +354,7 @@ impl Folder {
         let flags = FILE | OFlags::RDWR | OFlags::CREATE | OFlags::EXCL;
         let create = || openat(&self.fd, name, flags, Mode::from_raw_mode(SECRET));
         let fd = self.observer.run(Operation::Create, &path, create)?;
+        self.observer.done(Done::Create(self.name(name), fd.as_fd()));
         Ok(File::new(fd, path, self.observer.clone()))
     }
 
@@ -452,7 +462,10 @@ impl Folder {
         };
         let stamp = || utimensat(&self.fd, name, &times, AtFlags::SYMLINK_NOFOLLOW);
         match self.observer.raw(Operation::Stamp, &path, stamp) {
-            Ok(()) => Ok(true),
+            Ok(()) => {
+                self.observer.done(Done::Stamp(self.name(name), seconds));
+                Ok(true)
+            }
             Err(Errno::NOENT) => Ok(false),
             Err(errno) => Err(StoreError::new(Operation::Stamp, &path, errno)),
         }
@@ -470,7 +483,10 @@ impl Folder {
         let path = to.path.join(new);
         let link = || linkat(&self.fd, name, &to.fd, new, AtFlags::empty());
         match self.observer.raw(Operation::Link, &path, link) {
-            Ok(()) => Ok(true),
+            Ok(()) => {
+                self.observer.done(Done::Link(self.name(name), to.name(new)));
+                Ok(true)
+            }
             Err(Errno::EXIST) => Ok(false),
             Err(errno) => Err(StoreError::new(Operation::Link, &path, errno)),
         }
@@ -479,14 +495,20 @@ impl Folder {
     /// Moves a file to another name, in the place of what is there.
     pub(super) fn rename(&self, name: &str, to: &Folder, new: &str) -> Result<(), StoreError> {
         let path = to.path.join(new);
-        self.observer.run(Operation::Rename, &path, || renameat(&self.fd, name, &to.fd, new))
+        self.observer.run(Operation::Rename, &path, || renameat(&self.fd, name, &to.fd, new))?;
+        self.observer.done(Done::Rename(self.name(name), to.name(new)));
+        Ok(())
     }
 
     /// Removes a name of a file. One that is gone already is as good.
     pub(super) fn remove(&self, name: &str) -> Result<(), StoreError> {
         let path = self.path.join(name);
         match self.observer.raw(Operation::Remove, &path, || unlinkat(&self.fd, name, AtFlags::empty())) {
-            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Ok(()) => {
+                self.observer.done(Done::Remove(self.name(name)));
+                Ok(())
+            }
+            Err(Errno::NOENT) => Ok(()),
             Err(errno) => Err(StoreError::new(Operation::Remove, &path, errno)),
         }
     }
@@ -495,7 +517,11 @@ impl Folder {
     pub(super) fn remove_folder(&self, name: &str) -> Result<bool, StoreError> {
         let path = self.path.join(name);
         match self.observer.raw(Operation::Remove, &path, || unlinkat(&self.fd, name, AtFlags::REMOVEDIR)) {
-            Ok(()) | Err(Errno::NOENT) => Ok(true),
+            Ok(()) => {
+                self.observer.done(Done::Remove(self.name(name)));
+                Ok(true)
+            }
+            Err(Errno::NOENT) => Ok(true),
             Err(Errno::NOTEMPTY | Errno::EXIST) => Ok(false),
             Err(errno) => Err(StoreError::new(Operation::Remove, &path, errno)),
         }

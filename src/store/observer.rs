@@ -1,6 +1,7 @@
 //! Stands between the store and the kernel: each operation on a file or folder is announced here
 //! first, so that tests can count, record and fail it. In a build that is not a test it does nothing.
 
+use std::os::fd::BorrowedFd;
 use std::path::Path;
 #[cfg(test)]
 use std::sync::Arc;
@@ -17,7 +18,37 @@ pub(super) enum Observer {
     Faults(Arc<super::tests::faults::Faults>),
 }
 
+/// A name in an open folder.
+pub(super) type Name<'a> = (BorrowedFd<'a>, &'a str);
+
+/// What was done, as far as a crash of the machine could undo it.
+#[cfg_attr(not(test), expect(dead_code, reason = "tests alone write it down"))]
+pub(super) enum Done<'a> {
+    MakeFolder(Name<'a>),
+    Create(Name<'a>, BorrowedFd<'a>),
+    Write(BorrowedFd<'a>, &'a [u8]),
+    Truncate(BorrowedFd<'a>, u64),
+    SetMode(BorrowedFd<'a>, u32),
+    Stamp(Name<'a>, u64),
+    /// Of a file or a folder.
+    Sync(BorrowedFd<'a>),
+    Link(Name<'a>, Name<'a>),
+    Rename(Name<'a>, Name<'a>),
+    /// Of a file or a folder.
+    Remove(Name<'a>),
+}
+
 impl Observer {
+    /// Tells what was done.
+    #[cfg_attr(not(test), expect(unused_variables))]
+    pub(super) fn done(&self, done: Done<'_>) {
+        match self {
+            Self::None => {}
+            #[cfg(test)]
+            Self::Faults(faults) => faults.done(done),
+        }
+    }
+
     /// What is done in the operation's place, if anything.
     #[cfg_attr(not(test), expect(unused_variables))]
     fn before(&self, operation: Operation, path: &Path) -> rustix::io::Result<()> {
@@ -51,10 +82,12 @@ impl Observer {
         &self,
         operation: Operation,
         path: &Path,
-        call: impl FnMut() -> rustix::io::Result<T>,
+        mut call: impl FnMut() -> rustix::io::Result<T>,
     ) -> rustix::io::Result<T> {
-        self.before(operation, path)?;
-        rustix::io::retry_on_intr(call)
+        rustix::io::retry_on_intr(|| {
+            self.before(operation, path)?;
+            call()
+        })
     }
 
     /// The same, with the error named.

@@ -132,7 +132,8 @@ pub(super) fn sweep(folder: &Folder, now: u64) -> Result<usize, StoreError> {
             // An umask has it that the file is closed to all until its writer sets its mode, at once.
             Err(error) if is_refusal(&error) => {
                 let seen = folder.inspect(&name)?;
-                seen.is_some_and(|seen| now.saturating_sub(seen.stamp) > MINUTE)
+                // Also of the future, since a clock may have been set back.
+                seen.is_some_and(|seen| now.abs_diff(seen.stamp) > MINUTE)
             }
             Err(error) => return Err(error),
         };

@@ -3,8 +3,11 @@
 mod aging;
 mod broken;
 mod claims;
+mod clocks;
 mod collect;
+mod crash;
 mod durable;
+mod failing;
 pub(super) mod faults;
 mod index;
 mod ingest;

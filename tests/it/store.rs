@@ -90,6 +90,87 @@ async fn a_module_lies_once_in_the_content_and_its_views_are_links_that_nobody_c
 }
 
 #[tokio::test]
+async fn a_third_user_lists_reads_guesses_and_replaces_nothing() {
+    if !is_root() {
+        eprintln!("NOT SHOWN: only root can be three users");
+        return;
+    }
+    let world = World::new();
+    let closed = Registry::start(&world, Access::Htpasswd).await;
+    let module = module("add-header-v1");
+    closed.publish("filter", "v1", Layout::Artifact, &module).await;
+    let url = closed.url("filter", "v1");
+    let docker = docker(&world, "docker", closed.docker_config());
+    let run = prefetch(&world, ["--pin", &url], &[("DOCKER_CONFIG", &docker)]).await;
+    let view = run.module(&url, &module)["path"].as_str().unwrap().to_owned();
+    let cache = cache(&world);
+    // A store of the stranger's own, with the same secret: it has another key.
+    let name = format!("{}.wasm", hex(&module));
+    let own = world.folder("own", User::Stranger, 0o711);
+    let config = world.folder("own/docker", User::Stranger, 0o700);
+    world.write("own/docker/config.json", closed.docker_config(), User::Stranger, 0o600);
+    let store = own.join("store").display().to_string();
+    let run_own = Program {
+        name: "stranger".into(),
+        path: env!("CARGO_BIN_EXE_wasmferry").into(),
+        user: User::Stranger,
+        args: ["prefetch", "--cache-dir", &store, &url].map(Into::into).into(),
+        env: vec![
+            ("DOCKER_CONFIG".into(), config.display().to_string()),
+            ("HOME".into(), own.display().to_string()),
+        ],
+    };
+    assert!(run_own.run(&world).await.status.success());
+    let guess = std::fs::read_dir(own.join("store/v1/private")).unwrap().next().unwrap().unwrap().file_name();
+
+    let before = tree(&cache);
+    let ask = async |script: &str| {
+        let args = ["-c", script].map(Into::into).into();
+        let shell =
+            Program { name: "sh".into(), path: "/bin/sh".into(), user: User::Stranger, args, env: vec![] };
+        shell.run(&world).await.status.success()
+    };
+    let script = |line: &str| {
+        let line = line.replace("GUESS", &format!("{}/v1/private/{}", cache.display(), guess.display()));
+        line.replace("NAME", &name).replace("VIEW", &view).replace("OWN", &own.display().to_string())
+    };
+    // That it could, where it may.
+    assert!(ask(&script("cat OWN/store/v1/private/*/NAME >OWN/evil")).await);
+    assert!(!ask(&script("cat GUESS/NAME")).await, "the name of a view cannot be made elsewhere");
+    for (path, entry) in &before {
+        let path = cache.join(path).display().to_string();
+        let tries: &[&str] = match (entry.folder, path == view) {
+            (true, _) => &[
+                "ls PATH",
+                "echo PATH/* | grep -v '[*]'",
+                "touch PATH/new",
+                "mkdir PATH/new",
+                "ln -s OWN/evil PATH/new",
+                "ln OWN/evil PATH/new",
+                "rmdir PATH",
+                "mv -f PATH OWN/taken",
+                "chmod 777 PATH",
+            ],
+            // This one its owner has told nobody but Envoy.
+            (false, true) => &["echo >PATH", "rm -f PATH", "mv -f OWN/evil PATH", "chmod 666 PATH"],
+            (false, false) => &[
+                "cat PATH",
+                "echo >PATH",
+                "rm -f PATH",
+                "cp OWN/evil PATH",
+                "mv -f OWN/evil PATH",
+                "chmod 666 PATH",
+            ],
+        };
+        for line in tries {
+            assert!(!ask(&script(&line.replace("PATH", &path))).await, "{line}: {path}");
+        }
+    }
+    assert_eq!(tree(&cache), before);
+    assert_eq!(std::fs::read(&view).unwrap(), module);
+}
+
+#[tokio::test]
 async fn another_credential_is_a_miss_and_the_registry_is_asked_with_it() {
     let world = World::new();
     let server = BadServer::start(&world).await;

@@ -1,5 +1,7 @@
 //! A store whose time is the test's, and what the store's own age does and does not follow.
 
+use std::time::SystemTime;
+
 use super::*;
 use crate::clock::ManualClock;
 use crate::store::{Limits, MinFree};
@@ -16,11 +18,16 @@ pub(super) struct Aged {
 
 impl Aged {
     pub(super) fn new() -> Self {
-        Self::on(Home::quick())
+        Self::at(Home::quick(), UNIX_EPOCH)
     }
 
-    fn on(home: Home) -> Self {
-        let (clock, faults) = (ManualClock::new(UNIX_EPOCH), Arc::new(Faults::default()));
+    /// At a time of day.
+    pub(super) fn at(home: Home, wall: SystemTime) -> Self {
+        Self::with(home, wall, Arc::default())
+    }
+
+    pub(super) fn with(home: Home, wall: SystemTime, faults: Arc<Faults>) -> Self {
+        let clock = ManualClock::new(wall);
         // Whatever the file system of the tests is like.
         faults.leave_space(1 << 40, 1 << 40);
         let store = another(&home, &clock, &faults);

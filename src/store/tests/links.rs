@@ -159,7 +159,7 @@ fn links_among_what_the_store_keeps_for_itself_are_never_followed_to_write_or_re
         let _ = store.remove(&stored.payload, true);
         let _ = home.open();
         let left: Vec<_> = fs::read_dir(&outside).unwrap().map(|entry| entry.unwrap().path()).collect();
-        assert_eq!(left, [target.clone()], "{place}");
+        assert_eq!(left, std::slice::from_ref(&target), "{place}");
         assert_eq!((fs::read(&target).unwrap(), mode(&target)), (b"another's".to_vec(), 0o644), "{place}");
     }
 }

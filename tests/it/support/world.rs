@@ -17,6 +17,8 @@ pub enum User {
     Envoy,
     /// 1338:1338, with Envoy's group besides, so that it may hand its socket to that group.
     Agent,
+    /// 1339:1339, who has nothing to do with either.
+    Stranger,
 }
 
 impl User {
@@ -27,6 +29,7 @@ impl User {
             User::Tests => None,
             User::Envoy => Some((1337, 1337, "1337")),
             User::Agent => Some((1338, 1338, "1338,1337")),
+            User::Stranger => Some((1339, 1339, "1339")),
         }
     }
 }
