@@ -110,7 +110,7 @@ struct Walk<'a, R> {
 impl<R: Read + Seek> Walk<'_, R> {
     fn module(mut self) -> Result<ModuleInfo, ModuleError> {
         self.input.append(8, &mut self.chunk)?;
-        self.feed(0)?;
+        self.feed_chunk(0)?;
         while !self.input.is_at_end()? {
             self.section()?;
         }
@@ -141,18 +141,30 @@ impl<R: Read + Seek> Walk<'_, R> {
                 let (offset, header) = (self.input.position(), self.chunk.len());
                 self.input.append(size, &mut self.chunk)?;
                 self.budgets.check_section(id, self.chunk.get(header..).unwrap_or_default(), offset)?;
-                self.feed(start)?;
+                self.feed_chunk(start)?;
             }
             _ => return Err(ModuleError::invalid(start, format!("unknown section {id}"))),
         }
         self.input.leave()
     }
 
-    /// Hands the chunk, which begins at `start` in the module, to the parser and what that makes of
-    /// it to the validator. A function is returned: what is left to do, and where in the chunk its
-    /// body begins.
+    /// Hands the chunk on, see [`feed`](Self::feed).
+    fn feed_chunk(
+        &mut self,
+        start: u64,
+    ) -> Result<Option<(FuncToValidate<ValidatorResources>, usize)>, ModuleError> {
+        let chunk = std::mem::take(&mut self.chunk);
+        let outcome = self.feed(&chunk, start);
+        self.chunk = chunk;
+        outcome
+    }
+
+    /// Hands bytes that begin at `start` in the module to the parser and what that makes of them to
+    /// the validator. A function is returned: what is left to do, and where in the bytes its body
+    /// begins.
     fn feed(
         &mut self,
+        chunk: &[u8],
         start: u64,
     ) -> Result<Option<(FuncToValidate<ValidatorResources>, usize)>, ModuleError> {
         let fed = self.fed;
@@ -160,8 +172,8 @@ impl<R: Read + Seek> Walk<'_, R> {
             let offset = start.saturating_add(error.offset().saturating_sub(fed));
             ModuleError::invalid(offset, error.message().to_owned())
         };
-        match self.parser.parse(&self.chunk, false).map_err(place)? {
-            Chunk::Parsed { consumed, payload } if consumed == self.chunk.len() => {
+        match self.parser.parse(chunk, false).map_err(place)? {
+            Chunk::Parsed { consumed, payload } if consumed == chunk.len() => {
                 self.fed = fed.saturating_add(consumed as u64);
                 Ok(match self.validator.payload(&payload).map_err(place)? {
                     ValidPayload::Func(function, body) => {
@@ -189,7 +201,7 @@ impl<R: Read + Seek> Walk<'_, R> {
     fn code(&mut self, start: u64) -> Result<(), ModuleError> {
         let functions = self.input.number(&mut self.chunk)?;
         self.functions = functions;
-        self.feed(start)?;
+        self.feed_chunk(start)?;
         functions::validate(self.budgets, |validation| {
             for _ in 0..functions {
                 if validation.has_failed() {
@@ -199,10 +211,21 @@ impl<R: Read + Seek> Walk<'_, R> {
                 self.chunk.clear();
                 let size = self.input.number(&mut self.chunk)?;
                 within("bytes in one function", size.into(), self.budgets.function_body_bytes)?;
-                self.input.append(size, &mut self.chunk)?;
-                if let Some((function, body)) = self.feed(start)? {
-                    let offset = start.saturating_add(body as u64);
-                    validation.add(function, self.chunk.get(body..).unwrap_or_default(), offset);
+                if size as usize > functions::BATCH {
+                    self.input.append(size, &mut self.chunk)?;
+                    if let Some((function, body)) = self.feed_chunk(start)? {
+                        let offset = start.saturating_add(body as u64);
+                        validation.add_large(function, self.chunk.get(body..).unwrap_or_default(), offset);
+                    }
+                    continue;
+                }
+                // Bodies are most of a module: they are read to where they stay.
+                let bytes = validation.bytes();
+                let begin = bytes.len();
+                bytes.extend_from_slice(&self.chunk);
+                self.input.append(size, bytes)?;
+                if let Some((function, body)) = self.feed(bytes.get(begin..).unwrap_or_default(), start)? {
+                    validation.add(function, begin + body, start.saturating_add(body as u64));
                 }
             }
             Ok(())
@@ -233,7 +256,7 @@ impl<R: Read + Seek> Walk<'_, R> {
         self.chunk.extend((0..5).map(|n| (size >> (7 * n)) as u8 & 0x7f | if n < 4 { 0x80 } else { 0 }));
         self.chunk.extend(headers);
         // The parser's offsets mean nothing here.
-        self.feed(start).map(drop).map_err(|error| match error {
+        self.feed_chunk(start).map(drop).map_err(|error| match error {
             ModuleError::Invalid { what, .. } => ModuleError::invalid(start, what),
             other => other,
         })

@@ -17,7 +17,7 @@ use super::check::FEATURES;
 use super::error::ModuleError;
 
 /// Bytes of bodies in a batch, about; a larger body is validated by the reader.
-const BATCH: usize = 64 * 1024;
+pub(super) const BATCH: usize = 64 * 1024;
 
 /// Bodies in a batch, at most: what goes with each is larger than the smallest ones.
 const BODIES: usize = 512;
@@ -90,15 +90,25 @@ impl<'scope, 'env> Functions<'scope, 'env> {
         self.shared.failed.load(Ordering::Relaxed)
     }
 
-    /// Takes in a function, whose body begins at `offset` in the module.
-    pub(super) fn add(&mut self, function: FuncToValidate<ValidatorResources>, body: &[u8], offset: u64) {
-        if body.len() > BATCH {
-            self.shared.validate_one(function, body, offset, &mut self.allocations);
-            return;
-        }
-        let start = self.batch.bytes.len();
-        self.batch.bytes.extend_from_slice(body);
-        let range = start..self.batch.bytes.len();
+    /// Validates a function whose body, longer than a batch, begins at `offset` in the module.
+    pub(super) fn add_large(
+        &mut self,
+        function: FuncToValidate<ValidatorResources>,
+        body: &[u8],
+        offset: u64,
+    ) {
+        self.shared.validate_one(function, body, offset, &mut self.allocations);
+    }
+
+    /// Where the bytes of the next function, of at most a batch, go, behind those that are there.
+    pub(super) fn bytes(&mut self) -> &mut Vec<u8> {
+        &mut self.batch.bytes
+    }
+
+    /// Takes in the function that is the last of these bytes: its body begins at `begin` in them, and at
+    /// `offset` in the module.
+    pub(super) fn add(&mut self, function: FuncToValidate<ValidatorResources>, begin: usize, offset: u64) {
+        let range = begin..self.batch.bytes.len();
         self.batch.bodies.push(Body { function, range, offset });
         if self.batch.bytes.len() >= BATCH || self.batch.bodies.len() >= BODIES {
             self.hand_over();
