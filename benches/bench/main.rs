@@ -1,5 +1,5 @@
 //! `make bench`: what wasmferry must reach, each measured beside something else in the same run, on
-//! real parts. `cargo bench --bench bench -- relay ecds pull memory stall` runs only those that are named.
+//! real parts. `cargo bench --bench bench -- relay ecds pull store memory stall` runs only those that are named.
 //!
 //! The agent is the built binary, or the one that `WASMFERRY` names, in a process of its own. Ends
 //! with 1 where a goal was missed.
@@ -12,6 +12,7 @@ mod memory;
 mod module;
 mod pull;
 mod relay;
+mod store;
 #[path = "../../tests/it/support/mod.rs"]
 mod support;
 mod table;
@@ -52,6 +53,9 @@ async fn main() -> ExitCode {
     }
     if wants("pull") {
         pull::bench(&mut report).await;
+    }
+    if wants("store") {
+        store::bench(&mut report).await;
     }
     if wants("memory") {
         memory::bench(&mut report).await;
