@@ -115,28 +115,28 @@ impl Store {
     /// Removes a payload, its views and the records that lead to it. One that is leased or pinned goes only
     /// where `force`, its pin with it.
     pub fn remove(&self, payload: &PayloadDigest, force: bool) -> Result<Removal, StoreError> {
-        let leased_by = {
-            let (leases, on_everything) = self.count_leases()?;
-            on_everything + leases.get(payload).copied().unwrap_or_default()
-        };
-        let is_pinned = self.pins()?.iter().any(|pin| pin.payload == *payload);
-        let blobs = Way::blob(payload).walk(self.root())?;
-        let file = blobs.map(|blobs| blobs.identify(&payload.hex())).transpose()?.flatten();
-        match file {
-            None => return Ok(Removal::Missing),
-            Some(_) if leased_by > 0 && !force => return Ok(Removal::Leased(leased_by)),
-            Some(_) if is_pinned && !force => return Ok(Removal::Pinned),
-            Some(_) => {}
-        }
-        if is_pinned {
+        if force {
             self.unpin(payload)?;
         }
-        {
+        let size = {
+            // Whoever leases or pins it does so before or afterwards.
             let _alone = self.alone(true)?;
+            let blobs = Way::blob(payload).walk(self.root())?;
+            let file = blobs.map(|blobs| blobs.identify(&payload.hex())).transpose()?.flatten();
+            let Some(file) = file else { return Ok(Removal::Missing) };
+            match self.leases_on(payload)? {
+                0 => {}
+                leased_by if !force => return Ok(Removal::Leased(leased_by)),
+                _ => {}
+            }
+            if !force && self.pins()?.iter().any(|pin| pin.payload == *payload) {
+                return Ok(Removal::Pinned);
+            }
             self.remove_payload(payload)?;
-        }
+            file.size
+        };
         self.sweep_records()?;
-        Ok(Removal::Removed(file.map_or(0, |file| file.size)))
+        Ok(Removal::Removed(size))
     }
 
     /// Of each payload, how many nodes have a lease on it; and how many have one on everything.

@@ -237,6 +237,25 @@ impl Store {
         Ok(ended)
     }
 
+    /// How many leases are on a payload now. For who is alone in the store: one that cannot be read counts,
+    /// and stays as it is.
+    pub(super) fn leases_on(&self, payload: &PayloadDigest) -> Result<usize, StoreError> {
+        let Some(folder) = Way::leases().walk(self.root())? else { return Ok(0) };
+        let mut count = 0;
+        for name in folder.names()? {
+            let Some(bytes) = read_small(&folder, &name, LIMIT).ok().flatten() else {
+                count += 1;
+                continue;
+            };
+            let lease = serde_json::from_slice::<Entry>(&bytes).ok().and_then(Entry::into_lease);
+            let lease = lease.unwrap_or_else(|| Lease::on_everything(self.age()));
+            let mut leased = Leased::default();
+            self.add_lease(&lease, &mut leased);
+            count += usize::from(leased.everything || leased.payloads.contains(payload));
+        }
+        Ok(count)
+    }
+
     /// Whether there is anything left of it.
     fn add_lease(&self, lease: &Lease, leased: &mut Leased) -> bool {
         let (age, lasts) = (self.age(), self.limits().lease.as_secs());

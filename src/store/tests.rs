@@ -17,6 +17,7 @@ mod notes;
 mod open;
 mod others;
 mod partial;
+mod removing;
 mod verify;
 mod versions;
 

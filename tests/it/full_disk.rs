@@ -185,6 +185,8 @@ async fn on_a_file_system_that_becomes_read_only_what_is_there_is_served() {
     assert_eq!(mesh.agent.stop().await, Some(0));
     mesh.agent.resume(&mesh.world).await;
 
+    assert!(mesh.agent.log().contains("the store is on tmpfs"), "{}", mesh.agent.log());
+
     disk.read_only(true).await;
     let before = mesh.registry.pulls().await.len();
     let envoy = mesh.envoy(Variant::SotwUnified).await;

@@ -3,7 +3,7 @@ use std::os::unix::fs::{chown, symlink};
 use std::process::Stdio;
 
 use super::*;
-use crate::store::Operation;
+use crate::store::{Lease, Operation, Pin};
 
 #[test]
 fn a_missing_directory_is_created_with_its_parents() {
@@ -331,5 +331,37 @@ fn a_store_that_is_opened_again_has_what_was_there() {
         assert_eq!(store.lookup(&audience, SOURCE).unwrap(), Some(record));
         assert_eq!(store.view(&audience, &stored.payload).unwrap(), Some(stored.clone()));
         assert_eq!(fs::read(stored.path).unwrap(), MODULE);
+    }
+}
+
+#[test]
+fn what_the_store_keeps_for_itself_is_not_used_where_others_have_part_in_it() {
+    type Use = fn(&Store, &Stored) -> Result<(), StoreError>;
+    let uses: [(&str, Use); 4] = [
+        ("leases", |store, _| store.write_lease("node", &Lease::default())?.sync()),
+        ("pins", |store, stored| {
+            store.pin(&Pin { payload: stored.payload, url: String::new(), who: String::new() })
+        }),
+        ("flights", |store, _| store.claim(&Audience::Public, "source").map(drop)),
+        ("notes", |store, _| store.write_note("subject", b"note")),
+    ];
+    for (folder, act) in uses {
+        for wide in [0o755, 0o730, 0o701] {
+            let home = Home::new();
+            let store = home.store();
+            let stored = put(&store, &Audience::Public, MODULE);
+            act(&store, &stored).unwrap();
+            chmod(&home.v1("content").join(folder), wide);
+            let error = act(&store, &stored).unwrap_err();
+            let is_refused = matches!(error, StoreError::Mode { .. } | StoreError::WritableByOthers { .. });
+            assert!(is_refused, "{folder} {wide:o}: {error}");
+            if !is_root() {
+                continue;
+            }
+            chmod(&home.v1("content").join(folder), 0o700);
+            chown(home.v1("content").join(folder), Some(4711), None).unwrap();
+            let error = act(&store, &stored).unwrap_err();
+            assert!(matches!(error, StoreError::NotOurs { owner: 4711, .. }), "{folder}: {error}");
+        }
     }
 }
