@@ -127,6 +127,18 @@ fn mode(path: &Path) -> u32 {
     fs::symlink_metadata(path).unwrap().mode() & 0o7777
 }
 
+/// Opens a store until it has swept what was left there, if it ever does: a process that another test is
+/// starting holds all locks of this one for an instant.
+fn opened_until(open: impl Fn(), swept: impl Fn() -> bool) {
+    let _ = (0..100).any(|_| {
+        swept() || {
+            std::thread::sleep(Duration::from_millis(10));
+            open();
+            false
+        }
+    });
+}
+
 /// All that is no folder below a path, links unfollowed, with content where it is a regular file.
 fn files(path: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let mut found = BTreeMap::new();

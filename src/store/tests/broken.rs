@@ -99,6 +99,7 @@ fn a_pull_of_which_any_operation_fails_leaves_nothing() {
             assert_eq!(leftovers(&home), usize::from(*failed == Operation::Remove), "{context}");
 
             assert_eq!(pull(&home.store(), &audience).0, Reached::Record, "{context}: then it works");
+            opened_until(|| drop(home.store()), || leftovers(&home) == 0);
             assert_eq!(leftovers(&home), 0, "{context}");
             true
         });
@@ -122,6 +123,7 @@ fn a_process_that_dies_at_any_operation_leaves_what_the_next_start_mends() {
         let context = format!("{failed:?} {} reached {reached:?}", path.display());
 
         all_visible_is_whole(&home);
+        opened_until(|| drop(home.store()), || leftovers(&home) == 0);
         let store = home.store();
         assert_eq!(leftovers(&home), 0, "{context}");
         let found = store.lookup(&Audience::Public, SOURCE).unwrap();

@@ -111,6 +111,7 @@ fn of_which_any_operation_fails_is_the_old_one_or_the_new_one_and_leaves_nothing
                     usize::from(*operation == Operation::Remove && small.name != "unpinned")
                 );
                 let read = (small.read)(&aged.another());
+                opened_until(|| drop(aged.another()), || left(&aged) == 0);
                 assert_eq!(left(&aged), 0, "{context}");
                 match result {
                     Ok(()) => assert_eq!(read, new, "{context}"),
