@@ -527,6 +527,7 @@ fn every_key_is_either_taken_over_at_once_or_named_for_a_restart() {
             "cache.min_free",
             "cache.expiry",
             "cache.lease",
+            "cache.proof",
             "fetch.timeout",
             "fetch.progress_timeout",
             "fetch.hold",

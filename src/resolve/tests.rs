@@ -220,6 +220,7 @@ fn resolver(folder: &TempDir, clock: &ManualClock, concurrency: usize, tracker: 
         tag_interval: INTERVAL,
         limits: Limits::default(),
         budgets: Budgets::default(),
+        allow_if_seen: true,
     };
     Resolver::new(store, config, concurrency, clock, Metrics::new().0, tracker.clone())
 }
