@@ -102,7 +102,13 @@ pub fn store_limits(cache: &config::Cache) -> Limits {
         config::MinFree::Bytes(bytes) => MinFree::Bytes(bytes),
         config::MinFree::Percent(percent) => MinFree::Percent(percent),
     };
-    Limits { max_bytes: cache.max_bytes, min_free, expiry: cache.expiry, lease: cache.lease, proof: cache.proof.lasts }
+    Limits {
+        max_bytes: cache.max_bytes,
+        min_free,
+        expiry: cache.expiry,
+        lease: cache.lease,
+        proof: cache.proof.lasts,
+    }
 }
 
 fn budgets(wanted: &config::WasmBudgets) -> wasm::Budgets {

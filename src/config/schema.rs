@@ -15,8 +15,8 @@ use super::address::{InvalidAddress, ListenAddress, collide, parse_host};
 use super::reader::{Field, Place, Problems, Section};
 use super::units::parse_size;
 use super::{
-    Admin, Agent, Cache, Config, Fallback, Fetch, Health, Listener, Log, MinFree, Proof, Registry, Relay, Shutdown,
-    Sources, TagRefresh, Upstream, WasmBudgets, WhenDown, group,
+    Admin, Agent, Cache, Config, Fallback, Fetch, Health, Listener, Log, MinFree, Proof, Registry, Relay,
+    Shutdown, Sources, TagRefresh, Upstream, WasmBudgets, WhenDown, group,
 };
 use crate::yaml::Node;
 

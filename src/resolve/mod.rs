@@ -235,11 +235,7 @@ pub fn digest_key(url: &ModuleUrl, source: &SourceDigest) -> Option<String> {
     }
 }
 
-fn is_expected(
-    expected: Option<&ExpectedDigest>,
-    payload: &PayloadDigest,
-    source: &SourceDigest,
-) -> bool {
+fn is_expected(expected: Option<&ExpectedDigest>, payload: &PayloadDigest, source: &SourceDigest) -> bool {
     expected.is_none_or(|digest| digest.is_payload(payload) || digest.is_source(source))
 }
 

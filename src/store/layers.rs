@@ -28,7 +28,6 @@ struct Entry {
     payload: String,
 }
 
-
 impl Store {
     /// Remembers what a layer holds. `layer` says which, in which repository, and how it is packed.
     pub fn remember_layer(&self, layer: &str, payload: &PayloadDigest) -> Result<(), StoreError> {

@@ -17,6 +17,7 @@ mod notes;
 mod open;
 mod others;
 mod partial;
+mod tenants;
 mod verify;
 mod versions;
 
