@@ -92,6 +92,7 @@ pub fn resolve_config(config: &Config, files: FileAccess, clock: &Clock) -> Reso
         tag_interval: config.fetch.tag_refresh.as_ref().map_or(Duration::ZERO, |refresh| refresh.interval),
         limits: wasm::Limits { max_module_bytes: config.cache.max_module_bytes, ..wasm::Limits::default() },
         budgets: budgets(&config.wasm),
+        allow_if_seen: config.cache.proof.when_registry_is_down == config::WhenDown::AllowIfSeen,
     }
 }
 
@@ -101,7 +102,13 @@ pub fn store_limits(cache: &config::Cache) -> Limits {
         config::MinFree::Bytes(bytes) => MinFree::Bytes(bytes),
         config::MinFree::Percent(percent) => MinFree::Percent(percent),
     };
-    Limits { max_bytes: cache.max_bytes, min_free, expiry: cache.expiry, lease: cache.lease }
+    Limits {
+        max_bytes: cache.max_bytes,
+        min_free,
+        expiry: cache.expiry,
+        lease: cache.lease,
+        proof: cache.proof.lasts,
+    }
 }
 
 fn budgets(wanted: &config::WasmBudgets) -> wasm::Budgets {

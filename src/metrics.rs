@@ -81,6 +81,9 @@ pub struct Metrics {
     pub store_damaged: Counter,
     /// Modules that another store had: `used`, `refused`.
     pub lower_modules: Family<ResultLabel, Counter>,
+    /// Modules that the store had for others, by what shows that who asks may have them: `asked`,
+    /// `remembered`, `seen`; or `refused`, `unanswered`.
+    pub shared_modules: Family<ResultLabel, Counter>,
     /// When the modules in the store were last counted, and perhaps some removed, in seconds since 1970.
     pub store_collection_time: Gauge<u64, AtomicU64>,
     /// Leases that could not be written.
@@ -119,6 +122,7 @@ impl Metrics {
             store_collected: Family::default(),
             store_damaged: Counter::default(),
             lower_modules: Family::default(),
+            shared_modules: Family::default(),
             store_collection_time: Gauge::default(),
             lease_failures: Counter::default(),
             reloads: Family::default(),
@@ -192,6 +196,11 @@ impl Metrics {
             m.store_damaged.clone(),
         );
         registry.register("store_lower_modules", "Modules that another store had", m.lower_modules.clone());
+        registry.register(
+            "store_shared_modules",
+            "Modules that the store had for others",
+            m.shared_modules.clone(),
+        );
         registry.register_with_unit(
             "store_collection_time",
             "When the store was last looked through, since 1970",

@@ -24,7 +24,7 @@ impl Config {
         // Taken apart whole, so that a new key cannot be forgotten here.
         let Self {
             agent,
-            cache: Cache { directory, lower, max_module_bytes, max_bytes, min_free, expiry, lease },
+            cache: Cache { directory, lower, max_module_bytes, max_bytes, min_free, expiry, lease, proof },
             sources,
             registries,
             fetch:
@@ -49,6 +49,7 @@ impl Config {
             ("cache.min_free", *min_free != old.cache.min_free),
             ("cache.expiry", *expiry != old.cache.expiry),
             ("cache.lease", *lease != old.cache.lease),
+            ("cache.proof", *proof != old.cache.proof),
             ("fetch.timeout", *timeout != old.fetch.timeout),
             ("fetch.progress_timeout", *progress_timeout != old.fetch.progress_timeout),
             ("fetch.hold", *hold != old.fetch.hold),

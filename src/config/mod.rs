@@ -110,6 +110,22 @@ pub struct Cache {
     /// How long one that an Envoy was given stays after the last sign of that Envoy, while an agent is
     /// ready.
     pub lease: Duration,
+    pub proof: Proof,
+}
+
+/// What it takes to be given a module that somebody else has brought.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Proof {
+    /// How long a credential need not show again that it may read it, while an agent is ready.
+    pub lasts: Duration,
+    pub when_registry_is_down: WhenDown,
+}
+
+/// What an older proof is worth while its registry does not answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WhenDown {
+    AllowIfSeen,
+    Deny,
 }
 
 /// Room on a file system.

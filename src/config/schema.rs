@@ -15,8 +15,8 @@ use super::address::{InvalidAddress, ListenAddress, collide, parse_host};
 use super::reader::{Field, Place, Problems, Section};
 use super::units::parse_size;
 use super::{
-    Admin, Agent, Cache, Config, Fallback, Fetch, Health, Listener, Log, MinFree, Registry, Relay, Shutdown,
-    Sources, TagRefresh, Upstream, WasmBudgets, group,
+    Admin, Agent, Cache, Config, Fallback, Fetch, Health, Listener, Log, MinFree, Proof, Registry, Relay,
+    Shutdown, Sources, TagRefresh, Upstream, WasmBudgets, WhenDown, group,
 };
 use crate::yaml::Node;
 
@@ -182,7 +182,14 @@ impl Cache {
             min_free: MinFree::Bytes(0),
             expiry: DAY,
             lease: DAY,
+            proof: Proof::default(),
         }
+    }
+}
+
+impl Default for Proof {
+    fn default() -> Self {
+        Self { lasts: DAY, when_registry_is_down: WhenDown::AllowIfSeen }
     }
 }
 
@@ -209,6 +216,23 @@ fn cache(section: &mut Section, default: Option<PathBuf>) -> Cache {
         min_free: min_free.unwrap_or(DEFAULT_MIN_FREE),
         expiry: expiry.unwrap_or(DAY),
         lease: lease.unwrap_or(DAY),
+        proof: section.section("proof", proof).unwrap_or_default(),
+    }
+}
+
+fn proof(section: &mut Section) -> Proof {
+    let default = Proof::default();
+    let lasts = section.take("lasts").and_then(|field| field.duration(Duration::ZERO..=YEAR));
+    let when_down = section.take("when_registry_is_down").and_then(|field| {
+        field.parsed(|text| match text {
+            "allow_if_seen" => Ok(WhenDown::AllowIfSeen),
+            "deny" => Ok(WhenDown::Deny),
+            _ => Err("must be `allow_if_seen` or `deny`"),
+        })
+    });
+    Proof {
+        lasts: lasts.unwrap_or(default.lasts),
+        when_registry_is_down: when_down.unwrap_or(default.when_registry_is_down),
     }
 }
 

@@ -24,6 +24,7 @@ cache:
   min_free: 2GiB
   expiry: 1h
   lease: 2h
+  proof: {lasts: 3h, when_registry_is_down: deny}
 sources:
   file: [/plugins, /more]
 registries:
@@ -119,6 +120,7 @@ fn every_key_is_read() {
             min_free: MinFree::Bytes(2 << 30),
             expiry: Duration::from_secs(3600),
             lease: Duration::from_secs(2 * 3600),
+            proof: Proof { lasts: Duration::from_secs(3 * 3600), when_registry_is_down: WhenDown::Deny },
         },
         sources: Sources { file: vec!["/plugins".into(), "/more".into()] },
         registries: BTreeMap::from([
@@ -168,6 +170,7 @@ fn what_is_unset_or_null_has_its_default() {
         min_free: MinFree::Percent(5),
         expiry: day,
         lease: day,
+        proof: Proof { lasts: day, when_registry_is_down: WhenDown::AllowIfSeen },
     };
     assert_eq!(config.cache, cache);
     assert_eq!(config.sources.file, Vec::<PathBuf>::new());
@@ -191,7 +194,7 @@ fn an_unknown_key_is_named_with_its_line_and_never_its_value() {
     refuses_line(
         "cache: {directory: /c, max_module_byte: 1MiB}",
         "cache.max_module_byte: unknown key; known are directory, lower, max_module_bytes, max_bytes, min_free, \
-         expiry, lease",
+         expiry, lease, proof",
     );
     refuses_listener(
         "{address: unix:/a, Mode: x}",
@@ -527,6 +530,7 @@ fn every_key_is_either_taken_over_at_once_or_named_for_a_restart() {
             "cache.min_free",
             "cache.expiry",
             "cache.lease",
+            "cache.proof",
             "fetch.timeout",
             "fetch.progress_timeout",
             "fetch.hold",

@@ -186,6 +186,28 @@ impl FetchError {
         }
     }
 
+    /// Whether the server has answered, and what it said is that whoever asked may not have this, or that it
+    /// is not there, which many say instead.
+    pub fn is_refusal(&self) -> bool {
+        self.refuses_the_credential() || matches!(self, FetchError::NotFound { .. })
+    }
+
+    /// Whether the server could not be asked, or could not answer: of what may be had it has said nothing.
+    pub fn is_outage(&self) -> bool {
+        use FetchError::*;
+        matches!(
+            self,
+            RateLimited { .. }
+                | Unavailable { .. }
+                | Dns { .. }
+                | Connect { .. }
+                | Tls { .. }
+                | Transport { .. }
+                | Timeout { .. }
+                | Stalled { .. }
+        )
+    }
+
     /// Whether another credential might be let in where this one was not.
     pub(super) fn refuses_the_credential(&self) -> bool {
         matches!(self, FetchError::Unauthorized { .. } | FetchError::Denied { .. })

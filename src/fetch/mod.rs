@@ -206,6 +206,15 @@ impl Fetcher {
         }
     }
 
+    /// Whether the registry says that the layer is there for this credential, which costs it a HEAD. Not
+    /// where it does not answer such questions, and where there is no registry.
+    pub async fn shows_layer(&self, located: &mut Located, deadline: Instant) -> Result<bool, FetchError> {
+        match &mut located.place {
+            Place::Oci(found) => found.shows_layer(deadline).await,
+            Place::Http(_) | Place::File(_) => Ok(false),
+        }
+    }
+
     /// The second half: the bytes. Must be called on the async runtime; the [`Body`] is for a blocking
     /// thread.
     pub async fn open(&self, located: Located, deadline: Instant) -> Result<Body, FetchError> {
@@ -288,6 +297,14 @@ impl Located {
     pub fn size(&self) -> Option<u64> {
         match &self.place {
             Place::Oci(found) => Some(found.layer.size),
+            Place::Http(_) | Place::File(_) => None,
+        }
+    }
+
+    /// OCI: digest of the layer, and how the module lies in it.
+    pub fn layer(&self) -> Option<(BlobDigest, Packaging)> {
+        match &self.place {
+            Place::Oci(found) => Some((found.layer.digest, found.layer.packaging)),
             Place::Http(_) | Place::File(_) => None,
         }
     }

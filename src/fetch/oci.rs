@@ -119,6 +119,20 @@ impl Found {
         Ok(Body::network(what, layer.packaging, promise, download, clock))
     }
 
+    /// Asks whether the layer is there for this login. `false` where the registry has no answer to that.
+    pub(super) async fn shows_layer(&mut self, deadline: Instant) -> Result<bool, FetchError> {
+        let Found { layer, repository, .. } = self;
+        let (path, what) = (format!("blobs/{}", layer.digest), repository.layer_name(layer));
+        match repository.send(Method::HEAD, &path, &what, HeaderMap::new(), deadline).await {
+            Ok(_) => Ok(true),
+            Err(
+                FetchError::Status { status: StatusCode::METHOD_NOT_ALLOWED, .. }
+                | FetchError::Unavailable { status: StatusCode::NOT_IMPLEMENTED, .. },
+            ) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     /// The same once more, for another fetch of the layer.
     pub(super) fn again(&self) -> Found {
         let Found { manifest, index, layer, repository } = self;

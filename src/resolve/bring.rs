@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::places::Place;
+use super::share::Shown;
 use super::turn::Turn;
 use super::{
     Asked, Download, Inner, Landed, Outcome, Progress, ResolveError, digest_key, manifest_is_expected,
@@ -28,11 +29,17 @@ impl Inner {
     /// what it names: all questions that come to it share one download, whatever their policies.
     async fn fetch_image(self: &Arc<Self>, asked: &Arc<Asked>, progress: &Arc<Progress>) -> Outcome {
         let request = &asked.request;
+        if let Some(module) = self.proven(asked).await? {
+            return Ok(module);
+        }
         let mut place = self.place(asked).await?;
         // Waiting for a place is no fault of the source's.
         let deadline = self.clock.now() + asked.limit();
         let (module, index) = loop {
-            let located = self.locate(asked, deadline).await?;
+            let located = match self.locate(asked, deadline).await {
+                Ok(located) => located,
+                Err(error) => return self.unless_seen(asked, error).await,
+            };
             let index = located.index();
             let Some((manifest, claimed)) =
                 located.source().and_then(|manifest| Some((manifest, digest_key(&request.url, &manifest)?)))
@@ -163,9 +170,15 @@ impl Inner {
         self.blocking(asked, remember).await.map_err(Arc::new)
     }
 
-    async fn locate(&self, asked: &Asked, deadline: Instant) -> Result<Located, ResolveError> {
-        let located = asked.config.fetcher.locate(&asked.request, &asked.credential, deadline).await;
-        located.map_err(|source| asked.fetch_error(source))
+    async fn locate(
+        self: &Arc<Self>,
+        asked: &Arc<Asked>,
+        deadline: Instant,
+    ) -> Result<Located, ResolveError> {
+        match asked.config.fetcher.locate(&asked.request, &asked.credential, deadline).await {
+            Ok(located) => Ok(located),
+            Err(error) => Err(self.refused(asked, error).await),
+        }
     }
 
     /// A place among those who fetch from the same server.
@@ -179,11 +192,14 @@ impl Inner {
     async fn download(
         self: &Arc<Self>,
         asked: &Arc<Asked>,
-        located: Located,
+        mut located: Located,
         deadline: Instant,
         progress: &Arc<Progress>,
         _place: Place,
     ) -> Outcome {
+        if let Some(module) = self.from_another_view(asked, &mut located, deadline).await? {
+            return Ok(module);
+        }
         if let Some(module) = self.from_below(asked, &located).await? {
             return Ok(module);
         }
@@ -230,6 +246,7 @@ impl Inner {
         progress: &Arc<Progress>,
     ) -> (Result<Module, ResolveError>, u64) {
         let (expected, layer) = (manifest_is_expected(&asked.request, &located), located.raw_layer());
+        let shown = Shown::of(&asked.request, &located);
         // About as much as comes over the wire, where that is known.
         let total = located.size().unwrap_or(0);
         progress.total.store(total, Ordering::Relaxed);
@@ -246,13 +263,18 @@ impl Inner {
         progress.done.store(from, Ordering::Relaxed);
         let body = match asked.config.fetcher.open_from(located, from, deadline).await {
             Ok(body) => body,
-            Err(source) => return (Err(asked.fetch_error(source)), from),
+            Err(error) => return (Err(self.refused(asked, error).await), from),
         };
         // Whoever reads blocks, and does not end with this future; what they read does.
         let _ends_with_this = body.interrupt_on_drop();
         let progress = progress.clone();
-        let take_in =
-            move |inner: &Inner, asked: &Asked| inner.take_in(asked, body, ingest, expected, &progress);
+        let take_in = move |inner: &Inner, asked: &Asked| {
+            let module = inner.take_in(asked, body, ingest, expected, &progress)?;
+            if let Some(shown) = shown {
+                inner.remember_shown(asked, &shown, &module.payload);
+            }
+            Ok(module)
+        };
         let outcome = self.blocking(asked, take_in).await;
         if let Ok(module) = &outcome {
             self.metrics.fetched_bytes.inc_by(module.size.saturating_sub(from));

@@ -68,7 +68,7 @@ impl Inner {
         let reader = finished.reader().map_err(failed)?;
         wasm::check(reader, &asked.config.budgets)
             .map_err(|source| ResolveError::Module { url: asked.request.url.to_string(), source })?;
-        let records = self.prepare_records(asked, &finished, source);
+        let records = self.prepare_records(asked, finished.payload(), source, finished.size());
         let stored = finished.commit_recorded(&asked.audience, records).map_err(failed)?;
         let Stored { path, payload, size } = stored;
         Ok(Some(Module { path, payload, source, size, cached: false }))

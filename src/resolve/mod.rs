@@ -7,6 +7,7 @@ mod error;
 mod flight;
 mod lower;
 mod places;
+mod share;
 mod stored;
 mod tags;
 mod turn;
@@ -18,11 +19,11 @@ use std::time::Duration;
 use tokio_util::task::TaskTracker;
 
 use crate::clock::Clock;
-use crate::digest::{ExpectedDigest, SourceDigest};
+use crate::digest::{ExpectedDigest, PayloadDigest, SourceDigest};
 use crate::fetch::{Credential, FetchError, Fetcher, Located};
 use crate::metrics::{Metrics, result};
 use crate::module::{Module, ModuleRequest, ModuleUrl, PullPolicy};
-use crate::store::{Audience, Record, Store, StoreError};
+use crate::store::{Audience, Store, StoreError};
 use crate::wasm::{Budgets, Limits};
 
 pub use self::error::ResolveError;
@@ -46,6 +47,8 @@ pub struct ResolveConfig {
     pub tag_interval: Duration,
     pub limits: Limits,
     pub budgets: Budgets,
+    /// Who has once shown that they may have a module is given it while its registry does not answer.
+    pub allow_if_seen: bool,
 }
 
 /// How far a fetch is, in bytes from the source.
@@ -232,8 +235,8 @@ pub fn digest_key(url: &ModuleUrl, source: &SourceDigest) -> Option<String> {
     }
 }
 
-fn is_expected(expected: Option<&ExpectedDigest>, record: &Record) -> bool {
-    expected.is_none_or(|digest| digest.is_payload(&record.payload) || digest.is_source(&record.source))
+fn is_expected(expected: Option<&ExpectedDigest>, payload: &PayloadDigest, source: &SourceDigest) -> bool {
+    expected.is_none_or(|digest| digest.is_payload(payload) || digest.is_source(source))
 }
 
 /// Whether the manifest that was found, or the index that led to it, is what is expected.

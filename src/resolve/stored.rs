@@ -32,7 +32,7 @@ impl Inner {
         if request.expected.is_some()
             && let Some((record, stored)) = self.find(asked, &request.url.canonical())?
             && is_current(&record)
-            && is_expected(request.expected.as_ref(), &record)
+            && is_expected(request.expected.as_ref(), &record.payload, &record.source)
         {
             return self.take(asked, &record, stored);
         }
@@ -98,7 +98,8 @@ impl Inner {
         for key in keys.into_iter().flatten() {
             if let Some((record, stored)) = self.find(asked, &key)?
                 && record.source == manifest
-                && (is_expected_already || is_expected(request.expected.as_ref(), &record))
+                && (is_expected_already
+                    || is_expected(request.expected.as_ref(), &record.payload, &record.source))
                 && let Some(module) = self.take(asked, &record, stored)?
             {
                 return Ok(Some(module));
@@ -140,7 +141,7 @@ impl Inner {
                 .spawn_scoped(scope, || wasm::check(following, budgets));
             // Where this fails, the ingest is gone, and the check ends by that.
             let (finished, source) = self.write(asked, body, ingest, source_is_expected, progress)?;
-            let records = self.prepare_records(asked, &finished, source);
+            let records = self.prepare_records(asked, finished.payload(), source, finished.size());
             let checked = match check {
                 Ok(check) => check.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
                 // No thread is to be had.
@@ -202,12 +203,13 @@ impl Inner {
     pub(super) fn prepare_records(
         &self,
         asked: &Asked,
-        finished: &Finished,
+        payload: PayloadDigest,
         source: SourceDigest,
+        size: u64,
     ) -> Vec<PreparedRecord> {
         let key = source_key(&asked.request);
         let by_digest = digest_key(&asked.request.url, &source).filter(|by_digest| *by_digest != key);
-        let record = self.record_of(asked, finished.payload(), source, finished.size());
+        let record = self.record_of(asked, payload, source, size);
         let prepare = |key: String| {
             let prepared = self.store.prepare_record(&asked.audience, &key, &record);
             prepared.inspect_err(|error| cannot_record(asked, error)).ok()

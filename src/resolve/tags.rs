@@ -129,7 +129,10 @@ impl Inner {
         let _place = self.place(asked).await?;
         let deadline = self.clock.now() + asked.limit();
         let digest = asked.config.fetcher.tag_digest(&asked.request, &asked.credential, deadline).await;
-        let digest = digest.map_err(|source| asked.fetch_error(source))?;
+        let digest = match digest {
+            Ok(digest) => digest,
+            Err(error) => return Err(self.refused(asked, error).await),
+        };
         // Nobody comes here with a request that follows no tag.
         digest.ok_or_else(|| ResolveError::Fault { url: asked.request.url.to_string() })
     }

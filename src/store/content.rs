@@ -2,6 +2,8 @@
 
 use super::error::{Operation, StoreError};
 use super::fs::{Folder, Found, Identity};
+use super::index::PreparedRecord;
+use super::ingest::sync_places;
 use super::layout::{Place, Way, view_name};
 use super::temporary::{Temporary, fresh_name};
 use super::verify::Verdict;
@@ -96,6 +98,36 @@ impl Store {
             }
             _ => None,
         })
+    }
+
+    /// Gives the audience its view of a payload that another one has brought, where that is there and whole,
+    /// and it takes the place of all that the index said: `records` are made of its size in bytes. Durable
+    /// by then, and used. That the audience may have it is the caller's to know.
+    pub fn share(
+        &self,
+        audience: &Audience,
+        payload: &PayloadDigest,
+        records: impl FnOnce(u64) -> Vec<PreparedRecord>,
+    ) -> Result<Option<Stored>, StoreError> {
+        let Some(whole) = self.settle(payload)? else { return Ok(None) };
+        let records = records(whole.size);
+        let (stored, view) = {
+            let _used = self.in_use()?;
+            let Some(blobs) = Way::blob(payload).walk(self.root())? else { return Ok(None) };
+            // It may have gone meanwhile, or be another file.
+            if !blobs.sound(&payload.hex())?.is_some_and(|there| there.has_bytes_of(&whole)) {
+                return Ok(None);
+            }
+            self.stamp_use(payload)?;
+            let view = Way::view(audience, payload).make(self.root())?;
+            let name = view_name(payload);
+            self.place_view(&blobs, payload, whole.size, &view.folder, &name)?;
+            (Stored { path: view.folder.path().join(name), payload: *payload, size: whole.size }, view)
+        };
+        sync_places(vec![view], records)?;
+        // It has one name more.
+        self.seal_what_is(payload, [Some(whole), None]);
+        Ok(Some(stored))
     }
 
     /// Has a view that is a copy of the content, as one that was restored from a backup may be, be the

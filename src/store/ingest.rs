@@ -167,18 +167,22 @@ impl Finished {
         // Who finds it there already relies on what is there.
         let settled = self.store.settle(&self.payload)?;
         let (stored, places) = self.store.place(&mut self.file, &self.payload, self.size, audience)?;
-        let mut places = Vec::from(places);
-        for record in records {
-            match record.take_place() {
-                Ok(place) => places.push(place),
-                Err(error) => tracing::warn!("cannot write an index record: {error}"),
-            }
-        }
-        sync_together(&places.iter().flat_map(Place::folders).collect::<Vec<_>>())?;
+        sync_places(places.into(), records)?;
         let ours = self.file.file().identity().ok();
         // Its name in `ingest` goes first, which changes what the seal is to say.
         drop(self.file);
         self.store.seal_what_is(&self.payload, [ours, settled]);
         Ok(stored)
     }
+}
+
+/// Gives records their places, where they can have them, and makes those and the others durable.
+pub(super) fn sync_places(mut places: Vec<Place>, records: Vec<PreparedRecord>) -> Result<(), StoreError> {
+    for record in records {
+        match record.take_place() {
+            Ok(place) => places.push(place),
+            Err(error) => tracing::warn!("cannot write an index record: {error}"),
+        }
+    }
+    sync_together(&places.iter().flat_map(Place::folders).collect::<Vec<_>>())
 }

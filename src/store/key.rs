@@ -26,6 +26,8 @@ pub(super) enum Purpose {
     Claim,
     Partial,
     Lease,
+    Layer,
+    Proof,
 }
 
 pub(super) struct Key(Zeroizing<[u8; BYTES]>);
@@ -77,6 +79,8 @@ impl Key {
             Purpose::Claim => b"wasmferry v1 claim\0",
             Purpose::Partial => b"wasmferry v1 partial\0",
             Purpose::Lease => b"wasmferry v1 lease\0",
+            Purpose::Layer => b"wasmferry v1 layer\0",
+            Purpose::Proof => b"wasmferry v1 proof\0",
         });
         for part in parts {
             mac.update(&(part.len() as u64).to_be_bytes());

@@ -78,6 +78,21 @@ impl Way {
         Self::index().to(first_byte(key), OWNER_ONLY)
     }
 
+    /// What is known of the layers of repositories.
+    pub(super) fn layers() -> Self {
+        Self::content().to("layers", OWNER_ONLY)
+    }
+
+    /// The same of the layers whose keyed hash begins like this one.
+    pub(super) fn layer(hash: &[u8; 32]) -> Self {
+        Self::layers().to(first_byte(hash), OWNER_ONLY)
+    }
+
+    /// What credentials have shown, a folder for each of them and each repository.
+    pub(super) fn proofs() -> Self {
+        Self::content().to("proofs", OWNER_ONLY)
+    }
+
     /// What is written down for the next start.
     pub(super) fn notes() -> Self {
         Self::content().to("notes", OWNER_ONLY)

@@ -17,6 +17,8 @@ pub struct Limits {
     pub expiry: Duration,
     /// How long a lease lasts after its last sign of life, in the store's age.
     pub lease: Duration,
+    /// How long nobody has to show again what they may read, in the store's age.
+    pub proof: Duration,
 }
 
 /// Room on a file system.
@@ -30,7 +32,7 @@ pub enum MinFree {
 impl Default for Limits {
     fn default() -> Self {
         let day = Duration::from_secs(24 * 3600);
-        Self { max_bytes: 10 << 30, min_free: MinFree::Percent(5), expiry: day, lease: day }
+        Self { max_bytes: 10 << 30, min_free: MinFree::Percent(5), expiry: day, lease: day, proof: day }
     }
 }
 

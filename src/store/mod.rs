@@ -8,6 +8,8 @@
 //!     content/              0700
 //!       blobs/HH/HEX        0444 each payload once; HEX its SHA-256, HH the first two digits
 //!       index/HH/HEX.json   0600 one record; HEX a keyed hash of who asks and for what
+//!       layers/HH/HEX       0600 which payload a repository's layer holds; HEX a keyed hash of the two
+//!       proofs/HEX/HEX      0600 what a credential was shown to read in a repository; keyed hashes of them
 //!       ingest/PID-RANDOM        what is being written, locked by its writer
 //!       ingest/part-HEX     0600 the same where it can be continued; stays for the next pull
 //!       flights/HEX         0600 what is being brought, locked by who does; HEX a keyed hash
@@ -49,6 +51,7 @@ mod index;
 mod ingest;
 mod inventory;
 mod key;
+mod layers;
 mod layout;
 mod lease;
 mod limits;
@@ -58,6 +61,7 @@ mod notes;
 mod observer;
 mod partial;
 mod pins;
+mod proofs;
 mod room;
 mod seal;
 mod small;
@@ -88,6 +92,7 @@ pub use self::limits::{Limits, MinFree};
 pub use self::lower::Lower;
 pub use self::notes::NOTE_LIMIT;
 pub use self::pins::Pin;
+pub use self::proofs::Proof;
 pub use self::small::Unsynced;
 pub use self::verify::{Damage, Verification, Verified};
 

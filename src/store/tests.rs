@@ -18,6 +18,7 @@ mod open;
 mod others;
 mod partial;
 mod removing;
+mod tenants;
 mod verify;
 mod versions;
 

@@ -177,6 +177,7 @@ fn the_table_of_metrics_has_every_metric() {
         store_collected,
         store_damaged: _,
         lower_modules,
+        shared_modules,
         store_collection_time: _,
         lease_failures: _,
         reloads,
@@ -192,6 +193,7 @@ fn the_table_of_metrics_has_every_metric() {
         fetch_waits,
         fetch_resumes,
         lower_modules,
+        shared_modules,
         reloads,
     ] {
         family.get_or_create(&result("any")).inc();

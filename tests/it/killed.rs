@@ -83,6 +83,7 @@ fn one_of_those_that_are_killed() {
             tag_interval: Duration::ZERO,
             limits: Limits::default(),
             budgets: Budgets::default(),
+            allow_if_seen: true,
         };
         let (metrics, tracker) = (Metrics::new().0, TaskTracker::new());
         let resolver = Resolver::new(store.clone(), config, 8, Clock::System, metrics, tracker);

@@ -44,5 +44,6 @@ mod store;
 mod structure;
 mod support;
 mod tags;
+mod tenants;
 mod ttl;
 mod updates;

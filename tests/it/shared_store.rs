@@ -50,6 +50,7 @@ fn one_of_many_processes() {
             tag_interval: Duration::ZERO,
             limits: Limits::default(),
             budgets: Budgets::default(),
+            allow_if_seen: true,
         };
         let (metrics, tracker) = (Metrics::new().0, TaskTracker::new());
         let resolver = Resolver::new(store, config, 8, Clock::System, metrics, tracker);

@@ -1,5 +1,5 @@
-//! What collections leave behind: records of what is gone, and, where one was interrupted, views and
-//! last uses and seals without a payload.
+//! What collections leave behind: records of what is gone, proofs that have served their time, and, where
+//! one was interrupted, views and last uses and seals without a payload.
 
 use super::REMOVED_A_STEP;
 use crate::store::error::StoreError;
@@ -15,6 +15,8 @@ enum Kind {
     PrivateViews,
     Uses,
     Seals,
+    Layers,
+    Proofs,
 }
 
 impl Kind {
@@ -25,12 +27,14 @@ impl Kind {
             Self::PrivateViews => Way::private(),
             Self::Uses => Way::uses(),
             Self::Seals => Way::seals(),
+            Self::Layers => Way::layers(),
+            Self::Proofs => Way::proofs(),
         }
     }
 
     fn mode(self) -> u32 {
         match self {
-            Self::Records | Self::Uses | Self::Seals => OWNER_ONLY,
+            Self::Records | Self::Uses | Self::Seals | Self::Layers | Self::Proofs => OWNER_ONLY,
             Self::PublicViews | Self::PrivateViews => PASSAGE,
         }
     }
@@ -48,8 +52,16 @@ impl Sweep {
     pub(in crate::store) fn new(store: &Store, all: bool) -> Result<Self, StoreError> {
         let mut folders = Vec::new();
         let kinds: &[Kind] = match all {
-            true => &[Kind::Records, Kind::PublicViews, Kind::PrivateViews, Kind::Uses, Kind::Seals],
-            false => &[Kind::Records],
+            true => &[
+                Kind::Records,
+                Kind::PublicViews,
+                Kind::PrivateViews,
+                Kind::Uses,
+                Kind::Seals,
+                Kind::Layers,
+                Kind::Proofs,
+            ],
+            false => &[Kind::Records, Kind::Layers],
         };
         for kind in kinds {
             if let Some(folder) = kind.way().walk(store.root())? {
@@ -101,6 +113,8 @@ fn is_left(
 ) -> Result<bool, StoreError> {
     let hex = match kind {
         Kind::Records => return store.is_void_record(folder, name),
+        Kind::Layers => return Ok(store.is_void_layer(folder, name)),
+        Kind::Proofs => return Ok(store.is_void_proof(folder, name)),
         Kind::PublicViews | Kind::PrivateViews => name.strip_suffix(".wasm").unwrap_or_default(),
         Kind::Uses | Kind::Seals => name,
     };
@@ -125,10 +139,11 @@ fn remove(
     if is_left(store, kind, &opened, name, kept)? {
         opened.remove(name)?;
     }
-    if kind == Kind::PrivateViews
-        && let Some(private) = kind.way().walk(store.root())?
+    if let Kind::PrivateViews | Kind::Proofs = kind
+        && let Some(all) = kind.way().walk(store.root())?
     {
-        private.remove_folder(folder)?;
+        // Where something is left in it, it stays.
+        all.remove_folder(folder)?;
     }
     Ok(())
 }

@@ -131,8 +131,20 @@ fn what_is_no_file_in_the_place_of_one_is_refused_without_waiting_for_it() {
 
 #[test]
 fn links_among_what_the_store_keeps_for_itself_are_never_followed_to_write_or_remove() {
-    let places =
-        ["pins", "uses", "seals", "leases", "notes", "flights", "quarantine", "age", "age.lock", "lock"];
+    let places = [
+        "pins",
+        "uses",
+        "seals",
+        "leases",
+        "notes",
+        "flights",
+        "quarantine",
+        "age",
+        "age.lock",
+        "lock",
+        "layers",
+        "proofs",
+    ];
     for place in places {
         let home = Home::new();
         let store = home.store();
@@ -154,6 +166,10 @@ fn links_among_what_the_store_keeps_for_itself_are_never_followed_to_write_or_re
         let _ = store.write_lease("node", &crate::store::Lease::default());
         let _ = store.write_note("subject", b"note");
         let _ = store.claim(&Audience::Public, "what");
+        let _ = store.remember_layer("layer", &stored.payload);
+        let led_to = (&stored.payload, &SourceDigest::of(b"manifest"));
+        let _ = store.prove(&Audience::Public, "repository", "name", led_to, Duration::ZERO);
+        let _ = store.end_proofs(&Audience::Public, "repository");
         let _ = store.grow_older();
         let _ = write(&store, b"another").commit(&Audience::Public);
         let _ = store.remove(&stored.payload, true);

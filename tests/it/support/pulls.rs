@@ -143,7 +143,20 @@ pub fn payloads(cache: &Path) -> BTreeSet<String> {
     let viewed: BTreeSet<String> = views.iter().map(|name| name.trim_end_matches(".wasm").into()).collect();
     assert_eq!(blobs, viewed);
     // And what the store keeps for itself.
-    let others = ["index", "notes", "leases", "pins", "uses", "seals", "quarantine", "age", "lock", "key"];
+    let others = [
+        "index",
+        "layers",
+        "proofs",
+        "notes",
+        "leases",
+        "pins",
+        "uses",
+        "seals",
+        "quarantine",
+        "age",
+        "lock",
+        "key",
+    ];
     let others = others.map(|folder| files(&format!("v1/content/{folder}")).len());
     let accounted = blobs.len() + views.len() + others.iter().sum::<usize>();
     assert_eq!(tree.values().filter(|entry| !entry.folder).count(), accounted, "{tree:#?}");

@@ -19,11 +19,15 @@ use super::eventually;
 use super::process::{Process, Program};
 use super::world::{User, World, tool};
 
-/// The only user of a registry with a password.
+/// The user of a registry with a password who publishes.
 pub const USER: &str = "alice";
 pub const PASSWORD: &str = "open sesame";
 /// The two as an htpasswd line: bcrypt of the lowest cost, which is all that the registry reads.
 const HTPASSWD: &str = "alice:$2b$05$C.tgercoI/kLnmCqgkwypuRMiA69CNS/H8/TnliS0WqDC0laierjG\n";
+/// Another one, until [`Registry::shut_out_other`], and the same of them.
+pub const OTHER: &str = "bob";
+pub const OTHER_PASSWORD: &str = "open too";
+const OTHER_HTPASSWD: &str = "bob:$2b$05$C.tgercoI/kLnmCqgkwypuZrzqULO16zc8XxdHdWApH4U/iqajo9i\n";
 
 pub const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 pub const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
@@ -56,7 +60,7 @@ impl Registry {
         let address = world.address();
         let name = format!("registry-{}", address.port());
         let folder = world.folder(&name, User::Tests, 0o700);
-        world.write(&format!("{name}/htpasswd"), HTPASSWD, User::Tests, 0o600);
+        world.write(&format!("{name}/htpasswd"), format!("{HTPASSWD}{OTHER_HTPASSWD}"), User::Tests, 0o600);
         let auth = match access {
             Access::Anonymous => json!({}),
             Access::Htpasswd => json!({"htpasswd": {"realm": "test", "path": folder.join("htpasswd")}}),
@@ -102,6 +106,14 @@ impl Registry {
         })
         .await;
         self.process = Some(process);
+    }
+
+    /// Has the registry know the second user no longer. It starts again with that.
+    pub async fn shut_out_other(&mut self, world: &World) {
+        self.stop();
+        let name = format!("registry-{}/htpasswd", self.address.port());
+        world.write(&name, HTPASSWD, User::Tests, 0o600);
+        self.resume(world).await;
     }
 
     pub fn address(&self) -> SocketAddr {

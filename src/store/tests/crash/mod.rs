@@ -96,6 +96,26 @@ impl Film {
         });
     }
 
+    /// Gives somebody what another has brought, and writes down how they may have it.
+    fn share(&self, who: Who, bytes: &[u8], source: &'static str) {
+        let store = self.store();
+        let audience = who.audience(store);
+        let (payload, size) = (digest(bytes), bytes.len() as u64);
+        let record = record_of(&Stored { path: PathBuf::new(), payload, size });
+        let told = vec![
+            (Told::Module(who, payload), Some(String::new())),
+            (Told::Record(who, source), Some(format!("{record:?}"))),
+        ];
+        self.promise(told, || {
+            store.remember_layer(source, &payload).unwrap();
+            let prepare = |_| vec![store.prepare_record(&audience, source, &record).unwrap()];
+            store.share(&audience, &payload, prepare).unwrap().unwrap();
+            store.prove(&audience, source, source, (&payload, &record.source), Duration::ZERO).unwrap();
+            store.end_proofs(&audience, source).unwrap();
+            store.prove(&audience, source, source, (&payload, &record.source), Duration::ZERO).unwrap();
+        });
+    }
+
     fn lease(&self, views: &[(Who, &[u8])]) {
         let store = self.store();
         let view = |(who, bytes): &(Who, &[u8])| {
@@ -284,6 +304,17 @@ fn whatever_a_crash_loses_of_a_second_ones_pull_the_first_one_keeps_what_it_has(
     film.pull(ANNE, MODULE, SOURCE);
     film.lease(&[(Who::Everybody, MODULE), (ANNE, MODULE)]);
     assert!(film.end("a second audience") > 100);
+}
+
+#[test]
+fn whatever_a_crash_loses_of_what_is_shared_who_brought_it_and_who_was_given_it_have_it() {
+    let film = Film::begin();
+    film.pull(BOB, MODULE, SOURCE);
+    film.lease(&[(BOB, MODULE)]);
+    film.flush();
+    film.share(ANNE, MODULE, SOURCE);
+    film.lease(&[(BOB, MODULE), (ANNE, MODULE)]);
+    assert!(film.end("a module that is shared") > 50);
 }
 
 #[test]
