@@ -1,6 +1,7 @@
 //! Lower stores: other stores' folders of the same layout, as sources of content by its digest. Public views
-//! are looked for first, since they are all that another user's store lets anybody read, then the content
-//! itself. Their index is of no use here: its records are named by a key that only their owner reads.
+//! alone are looked at, also where this user may read the rest: what was pulled with a credential is not for
+//! whoever has heard of its digest. Their index is of no use here: its records are named by a key that only
+//! their owner reads.
 //!
 //! Nothing is ever linked from them, since another owner could write to it, and nothing there is written.
 
@@ -34,35 +35,24 @@ impl Store {
         let folders = self.0.lower.read().unwrap_or_else(PoisonError::into_inner).clone();
         let mut found = Vec::new();
         for folder in folders {
-            let (hex, view) = (payload.hex(), view_name(payload));
-            let first = hex.get(..2).unwrap_or_default();
-            for (way, name) in [(&["public", first][..], &view), (&["content", "blobs", first], &hex)] {
-                match self.look_for(&folder, way, name) {
-                    Ok(Some(lower)) => {
-                        found.push(lower);
-                        break;
-                    }
-                    Ok(None) => {}
-                    // Of another user's store, what is behind its first folder.
-                    Err(error) if super::fs::is_refusal(&error) => {
-                        tracing::debug!("cannot look into a lower store: {error}");
-                    }
-                    Err(error) => tracing::warn!("cannot look into a lower store: {error}"),
-                }
+            match self.look_for(&folder, payload) {
+                Ok(lower) => found.extend(lower),
+                Err(error) => tracing::warn!("cannot look into a lower store: {error}"),
             }
         }
         found
     }
 
-    fn look_for(&self, root: &Path, way: &[&str], name: &str) -> Result<Option<Lower>, StoreError> {
+    fn look_for(&self, root: &Path, payload: &PayloadDigest) -> Result<Option<Lower>, StoreError> {
         let Some(mut at) = Foreign::open(root, self.root().observer())? else { return Ok(None) };
-        for step in [Way::version_name(VERSION).as_str()].iter().chain(way) {
+        let (version, hex) = (Way::version_name(VERSION), payload.hex());
+        for step in [version.as_str(), "public", hex.get(..2).unwrap_or_default()] {
             match at.folder(step)? {
                 Some(next) => at = next,
                 None => return Ok(None),
             }
         }
-        Ok(at.file(name)?.map(|(file, size)| {
+        Ok(at.file(&view_name(payload))?.map(|(file, size)| {
             let path = file.path().to_owned();
             Lower { path, size, reader: Box::new(file.reader()) }
         }))
