@@ -189,8 +189,8 @@ fn what_is_unset_or_null_has_its_default() {
 
 #[test]
 fn an_unknown_key_is_named_with_its_line_and_never_its_value() {
-    let known = "version, listeners, upstream, cache, sources, registries, fetch, blocked_cidrs, realms, credentials, credential_providers, relay, \
-                 wasm, health, admin, shutdown, log";
+    let known = "version, listeners, upstream, cache, sources, registries, fetch, blocked_cidrs, realms, \
+                 credentials, credential_providers, relay, wasm, health, admin, shutdown, log";
     refuses_line("pasword: hunter2", &format!("pasword: unknown key; known are {known}"));
     refuses_line(
         "cache: {directory: /c, max_module_byte: 1MiB}",
