@@ -12,7 +12,7 @@ use tokio_util::task::TaskTracker;
 use crate::admin::{self, Face, Readiness, Shown};
 use crate::clock::Clock;
 use crate::config::{self, Config, ConfigError, Fallback};
-use crate::fetch::{FetchConfig, Fetcher, FileAccess};
+use crate::fetch::{CredentialSource, FetchConfig, Fetcher, FileAccess, provider_problems};
 use crate::listen::{BindError, Bound, ListenAddress, SocketAccess, bind};
 use crate::metrics::{Metrics, ReasonLabel, ServingLabel, result};
 use crate::resolve::{ResolveConfig, Resolver};
@@ -69,7 +69,8 @@ pub struct App {
 
 /// The fetcher, limits and budgets that a configuration asks for. `files` is what `file://` may
 /// read: a resource less than the operator.
-pub fn resolve_config(config: &Config, files: FileAccess, clock: &Clock) -> ResolveConfig {
+pub fn resolve_config(config: &Config, files: FileAccess, clock: &Clock, metrics: &Metrics) -> ResolveConfig {
+    let providers = config.credential_providers.clone();
     let fetch = FetchConfig {
         files,
         registries: config
@@ -84,6 +85,10 @@ pub fn resolve_config(config: &Config, files: FileAccess, clock: &Clock) -> Reso
         progress_timeout: config.fetch.progress_timeout,
         blocked_cidrs: config.blocked_cidrs.clone(),
         realms: config.realms.clone(),
+        credentials: config.credentials.iter().cloned().chain(providers).collect(),
+        programs: config.programs.clone(),
+        program_timeout: config.fetch.credential_timeout,
+        metrics: Some(metrics.clone()),
         ..FetchConfig::default()
     };
     ResolveConfig {
@@ -181,10 +186,11 @@ impl App {
         if let Some(page) = &config.admin {
             admin.push((bind(&page.listen, ADMIN_ACCESS).await?, Face::Admin));
         }
+        warn_of_providers(&config).await;
         let files = FileAccess::Below(config.sources.file.clone());
         let resolver = Resolver::new(
             store.clone(),
-            resolve_config(&config, files, &clock),
+            resolve_config(&config, files, &clock, &metrics),
             config.fetch.concurrency,
             clock.clone(),
             metrics.clone(),
@@ -275,7 +281,7 @@ impl App {
         let reason = loop {
             tokio::select! {
                 reason = &mut stop => break reason,
-                reloaded = reloads() => self.reload(reloaded),
+                reloaded = reloads() => self.reload(reloaded).await,
             }
         };
         self.readiness.draining();
@@ -292,7 +298,7 @@ impl App {
         drained
     }
 
-    fn reload(&mut self, reloaded: Result<Config, ConfigError>) {
+    async fn reload(&mut self, reloaded: Result<Config, ConfigError>) {
         let count = |what| self.shared.metrics.reloads.get_or_create(&result(what)).inc();
         let config = match reloaded {
             Ok(config) => config,
@@ -308,13 +314,30 @@ impl App {
             tracing::warn!(keys = changes.restart.join(", "), "these changes wait for a restart");
         }
         let files = FileAccess::Below(config.sources.file.clone());
-        self.shared.resolver.reconfigure(resolve_config(&config, files, &self.clock));
+        let fetching = resolve_config(&config, files, &self.clock, &self.shared.metrics);
+        self.shared.resolver.reconfigure(fetching);
+        warn_of_providers(&config).await;
         self.relay.send_replace(relay_settings(&config));
         self.store.limit(store_limits(&config.cache));
         self.store.look_into(config.cache.lower.clone());
         tracing::info!(changed = changes.now.join(", "), "the configuration was reloaded");
         // What waits for a restart keeps its old value, so that it is named again next time.
         self.config = config.with_fixed_of(&self.config);
+    }
+}
+
+/// Says at once what would only fail when it is needed. It is no reason not to start: the node may put it
+/// right, and what needs no provider works.
+async fn warn_of_providers(config: &Config) {
+    let Some(CredentialSource::Providers { config, bin_directory }) =
+        config.credential_providers.as_ref().map(|providers| providers.source.clone())
+    else {
+        return;
+    };
+    let look = tokio::task::spawn_blocking(move || provider_problems(&config, &bin_directory));
+    // A panic in it has been printed.
+    for problem in look.await.unwrap_or_default() {
+        tracing::warn!("credential_providers: {problem}");
     }
 }
 

@@ -15,7 +15,7 @@
 // What a digest covers is part of its type.
 pub mod digest;
 
-// Text that must not be seen.
+// What must not be seen.
 pub mod secret;
 
 // An error in one line, with what caused it.

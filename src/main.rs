@@ -10,5 +10,6 @@ use wasmferry::config::Environment;
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> ExitCode {
+    wasmferry::secret::keep_out_of_dumps();
     wasmferry::cli::main(std::env::args_os(), &Environment::of_process())
 }

@@ -57,6 +57,9 @@ pub struct Metrics {
     pub fetches: Family<ResultLabel, Counter>,
     /// Looks at tags, each for all who follow it: `unchanged`, `moved` or the error's label.
     pub tag_refreshes: Family<ResultLabel, Counter>,
+    /// Runs of programs that give credentials, and files of the node's own credentials that cannot be used:
+    /// `success`, `none`, or what went wrong: `file`, `start`, `timeout`, `output`, `exit`, `answer`.
+    pub credentials: Family<ResultLabel, Counter>,
     /// Waits for another process's download: `shared`, `taken_over` or `timeout`.
     pub fetch_waits: Family<ResultLabel, Counter>,
     /// Downloads that went on where they or an earlier one broke off: `connection`, `leftover`.
@@ -109,6 +112,7 @@ impl Metrics {
             lookups: Family::default(),
             fetches: Family::default(),
             tag_refreshes: Family::default(),
+            credentials: Family::default(),
             fetch_waits: Family::default(),
             fetch_resumes: Family::default(),
             fetch_saved_bytes: Counter::default(),
@@ -150,6 +154,11 @@ impl Metrics {
             "tag_refreshes",
             "Looks at tags, to see whether they moved",
             m.tag_refreshes.clone(),
+        );
+        registry.register(
+            "credentials",
+            "Runs of credential programs, and credential files that cannot be used",
+            m.credentials.clone(),
         );
         registry.register("fetch_waits", "Waits for a download of another process", m.fetch_waits.clone());
         registry.register(

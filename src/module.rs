@@ -6,6 +6,7 @@ mod reference;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use oci_client::Reference;
@@ -200,6 +201,19 @@ pub enum PullSecret {
     Unavailable,
 }
 
+/// Through which door a request came. It decides which of the node's own credentials it may use, and
+/// nothing else.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Caller {
+    /// Nobody in particular: none of them.
+    #[default]
+    Nobody,
+    /// A resource for an Envoy on this listener: those that the configuration gives it.
+    Listener(Arc<str>),
+    /// Whoever typed a command: all.
+    Operator,
+}
+
 /// One request for a module.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ModuleRequest {
@@ -213,6 +227,7 @@ pub struct ModuleRequest {
     pub secret: PullSecret,
     /// How long the resource would wait for the module, where it says so.
     pub timeout: Option<Duration>,
+    pub caller: Caller,
 }
 
 impl ModuleRequest {
@@ -225,6 +240,7 @@ impl ModuleRequest {
             resource_version: None,
             secret: PullSecret::None,
             timeout: None,
+            caller: Caller::Nobody,
         }
     }
 

@@ -1,4 +1,5 @@
-//! Text that must not be seen: it does not print, and is wiped when dropped.
+//! What must not be seen: text that does not print and is wiped when dropped, and a process whose memory
+//! stays its own.
 
 use std::fmt;
 
@@ -34,6 +35,16 @@ impl PartialEq for Secret {
 }
 
 impl Eq for Secret {}
+
+/// Keeps this process's memory to itself: no core file is written, and nobody but root may attach to it
+/// or read what `/proc` has of it. What it starts is not affected.
+pub fn keep_out_of_dumps() {
+    use rustix::process::{DumpableBehavior, set_dumpable_behavior};
+
+    // Every Linux has it. Where something like one has not, secrets are as safe as elsewhere, which is no
+    // reason not to work.
+    let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
+}
 
 #[cfg(test)]
 mod tests {

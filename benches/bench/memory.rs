@@ -65,9 +65,7 @@ async fn pull(layout: Layout) -> u64 {
     registry.publish("bench", "peak", layout, &module(64 << 20)).await;
     let mut filters = Filters::start(&world).await;
     let before = settled(filters.agent.process()).await;
-    let pid = filters.agent.process().pid();
-    // 5 resets the peak.
-    std::fs::write(format!("/proc/{pid}/clear_refs"), "5").expect("a process of ours");
+    filters.agent.process().reset_peak();
     filters.deliver(&registry.url("bench", "peak")).await;
     filters.agent.process().memory("VmHWM").saturating_sub(before)
 }

@@ -200,6 +200,6 @@ fn resolver(directory: PathBuf) -> Resolver {
     let config = Loader::new(None, &Environment::default(), overrides).load().expect("the defaults");
     let store = Store::open(&StoreConfig { directory }, clock.clone()).expect("a store");
     let (metrics, _registry) = Metrics::new();
-    let engine = resolve_config(&config, FileAccess::Any, &clock);
+    let engine = resolve_config(&config, FileAccess::Any, &clock, &metrics);
     Resolver::new(store, engine, config.fetch.concurrency, clock, metrics, TaskTracker::new())
 }

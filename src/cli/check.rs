@@ -8,6 +8,7 @@ use rustix::fs::{FsWord, statfs};
 use crate::config::{
     Config, ListenAddress, Listener, MinFree, Upstream, UpstreamAddress, show_duration, show_size,
 };
+use crate::fetch::{CredentialSource, Listeners, NodeCredential, Repositories, provider_problems};
 
 /// What `check` prints.
 #[derive(Debug)]
@@ -18,7 +19,8 @@ pub struct Report {
 }
 
 impl Report {
-    /// Looks at the file system below `cache.directory`, and at nothing else.
+    /// Looks at the file system below `cache.directory`, at the configuration of credential providers and
+    /// their programs, and at nothing else.
     pub fn new(file: &Path, config: &Config) -> Self {
         let command = if config.agent.is_some() { "run" } else { "prefetch" };
         let mut lines = agent_lines(config);
@@ -30,6 +32,12 @@ impl Report {
                  machine loses them",
                 config.cache.directory.display()
             ));
+        }
+        if let Some(CredentialSource::Providers { config, bin_directory }) =
+            config.credential_providers.as_ref().map(|providers| &providers.source)
+        {
+            let problems = provider_problems(config, bin_directory);
+            warnings.extend(problems.iter().map(|problem| format!("credential_providers: {problem}")));
         }
         Self { title: format!("{}: valid; `wasmferry {command}` would", file.display()), lines, warnings }
     }
@@ -127,6 +135,8 @@ fn engine_lines(config: &Config) -> Vec<(&'static str, String)> {
         let interval = show_duration(refresh.interval);
         lines.push(("follow", format!("tags that move in {of}, looking every {interval}")));
     }
+    let credentials = config.credentials.iter().chain(&config.credential_providers);
+    lines.extend(credentials.map(|credential| ("pull with", credential_line(credential))));
     let folders: Vec<_> = config.sources.file.iter().map(|folder| folder.display().to_string()).collect();
     lines.push(match folders.is_empty() {
         true => ("refuse", "file:// in resources".to_owned()),
@@ -145,6 +155,34 @@ fn engine_lines(config: &Config) -> Vec<(&'static str, String)> {
         lines.push(("trust", format!("{} as token servers of any registry", config.realms.join(", "))));
     }
     lines
+}
+
+/// What a credential is, what it is for, and for whom.
+fn credential_line(credential: &NodeCredential) -> String {
+    let source = match &credential.source {
+        CredentialSource::Password { user, file } => format!("{user}'s password in {}", file.display()),
+        CredentialSource::RegistryToken(file) => format!("the token in {}", file.display()),
+        CredentialSource::IdentityToken(file) => format!("the identity token in {}", file.display()),
+        CredentialSource::DockerConfig(file) | CredentialSource::UserDockerConfig(file) => {
+            format!("the docker config {}", file.display())
+        }
+        CredentialSource::KubernetesSecrets(folder) => format!("the secrets in {}", folder.display()),
+        CredentialSource::Providers { config, .. } => format!("the providers of {}", config.display()),
+    };
+    let repositories = match &credential.repositories {
+        Repositories::All => "whatever they are for".to_owned(),
+        Repositories::These(patterns) => joined(patterns),
+    };
+    let listeners = match &credential.listeners {
+        Listeners::All => "on every listener".to_owned(),
+        Listeners::These(listeners) if listeners.is_empty() => "on no listener, in prefetch alone".to_owned(),
+        Listeners::These(listeners) => format!("on {}", joined(listeners)),
+    };
+    format!("{source} for {repositories}, {listeners}")
+}
+
+fn joined(items: &[impl ToString]) -> String {
+    items.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
 /// Whether the folder, or where it would be made, is on a file system in memory.
@@ -183,6 +221,10 @@ sources: {file: [/a, /b]}
 registries: {a.io: {plain_http: true}, b.io: {}}
 blocked_cidrs: [10.0.0.0/8]
 realms: [auth.io]
+credentials:
+  - {for: [a.io/team, b.io], listeners: [unix:/run/xds.sock], user: puller, password_file: /pw}
+  - {for: all, docker_config: /d}
+credential_providers: {config: /none.yaml, bin_directory: /none, listeners: all}
 health: {listen: "[::]:15074"}
 admin: {listen: "unix:/run/admin.sock"}
 "#;
@@ -201,12 +243,17 @@ admin: {listen: "unix:/run/admin.sock"}
                fetch        4 at once from one server, each within 2m and never 30s without a byte\n  \
                take         what other stores have: /a, /b\n  \
                follow       tags that move in a.io, b.io, looking every 5m\n  \
+               pull with    puller's password in /pw for a.io/team, b.io, on unix:/run/xds.sock\n  \
+               pull with    the docker config /d for whatever they are for, on no listener, in prefetch alone\n  \
+               pull with    the providers of /none.yaml for whatever they are for, on every listener\n  \
                read         file:// in resources below /a, /b\n  \
                speak        plain HTTP to a.io\n  \
                block        10.0.0.0/8\n  \
                trust        auth.io as token servers of any registry\n\
              warning: listeners[0].mode: 0666 lets every user of this machine connect and be sent \
-             configuration\n"
+             configuration\n\
+             warning: credential_providers: the credential file /none.yaml cannot be used: No such file or \
+             directory (os error 2)\n"
         );
     }
 

@@ -11,7 +11,6 @@ pub mod run;
 
 use std::ffi::OsString;
 use std::io::{self, Write as _};
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser as _;
@@ -47,8 +46,6 @@ pub enum CliError {
     Store(#[from] StoreError),
     #[error(transparent)]
     Plugin(#[from] PluginError),
-    #[error("the docker configuration {} cannot be read: {source}", path.display())]
-    DockerConfig { path: PathBuf, source: io::Error },
     /// Each was reported as it failed.
     #[error("{failed} of the modules could not be had")]
     Failed { failed: usize },
@@ -65,7 +62,7 @@ impl CliError {
             Self::Config(_) | Self::Usage(_) | Self::Plugin(_) => 2,
             Self::Push(PushError::NotOci { .. } | PushError::Digest { .. }) => 2,
             // What is configured cannot be had here and now: nothing was started.
-            Self::Start(_) | Self::DockerConfig { .. } => 2,
+            Self::Start(_) => 2,
             Self::Health(_) | Self::Output(_) | Self::Runtime(_) => 1,
             Self::Store(_) | Self::Failed { .. } | Self::Push(_) | Self::Cache(_) => 1,
         }

@@ -1,7 +1,7 @@
 //! `wasmferry prefetch`: modules into the store, as an agent would, with the user's own credentials.
 
 use std::io::{self, IsTerminal as _, Write as _};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -17,19 +17,15 @@ use super::args::{Output, PrefetchArgs};
 use crate::app::{resolve_config, store_limits};
 use crate::clock::Clock;
 use crate::config::{Config, Environment};
-use crate::fetch::FileAccess;
+use crate::fetch::{FileAccess, NodeCredential};
 use crate::metrics::Metrics;
-use crate::module::{Module, ModuleRequest, ModuleUrl, PullSecret};
+use crate::module::{Caller, Module, ModuleRequest, ModuleUrl, PullSecret};
 use crate::resolve::{Progress, ResolveError, Resolver};
-use crate::secret::Secret;
 use crate::store::{Pin, Store, StoreConfig, StoreError};
 use crate::upstream::directory::plugin;
 
 /// How often a bar moves.
 const FRAME: Duration = Duration::from_millis(100);
-
-/// A docker configuration has this many bytes at the most.
-const MAX_DOCKER_CONFIG: u64 = 1 << 20;
 
 /// One module that was asked for.
 struct Wanted {
@@ -40,47 +36,33 @@ struct Wanted {
 
 /// Puts every source into the store. Prints a line for each as it ends.
 pub fn prefetch(args: &PrefetchArgs, config: &Config, environment: &Environment) -> Result<(), CliError> {
-    let secret = docker_config(environment.docker_config.as_deref())?;
+    let mut config = config.clone();
+    config.credentials.extend(environment.docker_config.clone().map(NodeCredential::of_user));
     let mut wanted = Vec::new();
     for (index, source) in args.sources.iter().enumerate() {
-        wanted.extend(read_source(index + 1, source, &secret)?);
+        wanted.extend(read_source(index + 1, source)?);
     }
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(CliError::Runtime)?;
-    let failed = runtime.block_on(fetch_all(wanted, config, args));
+    let failed = runtime.block_on(fetch_all(wanted, &config, args));
     // Each has ended and been told of. What keeps idle connections is not waited for.
     runtime.shutdown_background();
     let failed = failed?;
     if failed > 0 { Err(CliError::Failed { failed }) } else { Ok(()) }
 }
 
-/// The user's docker configuration, where there is one.
-pub fn docker_config(path: Option<&Path>) -> Result<PullSecret, CliError> {
-    let Some(path) = path else { return Ok(PullSecret::None) };
-    let unreadable = |source| CliError::DockerConfig { path: path.to_owned(), source };
-    match std::fs::metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(PullSecret::None),
-        Err(error) => return Err(unreadable(error)),
-        Ok(found) if found.len() > MAX_DOCKER_CONFIG => {
-            return Err(unreadable(io::Error::other("larger than 1 MiB")));
-        }
-        Ok(_) => {}
-    }
-    let text = std::fs::read_to_string(path).map_err(unreadable)?;
-    Ok(PullSecret::DockerConfig(Secret::new(text)))
-}
-
 /// The modules that the `number`th source names: itself, or those of a file of plugins.
-fn read_source(number: usize, source: &str, secret: &PullSecret) -> Result<Vec<Wanted>, CliError> {
+fn read_source(number: usize, source: &str) -> Result<Vec<Wanted>, CliError> {
     let path = PathBuf::from(source);
     let extension = path.extension().and_then(|extension| extension.to_str());
     if !source.contains("://") && matches!(extension, Some("yaml" | "yml" | "json")) {
         let plugins = plugin::parse_file(&path)?;
         let wanted = plugins.iter().map(|plugin| {
             let mut request = plugin.request();
+            request.caller = Caller::Operator;
             // What a plugin's pull secret is called in a cluster is nothing to this user's files.
-            if matches!(request.secret, PullSecret::None | PullSecret::Unavailable) {
-                request.secret = secret.clone();
+            if request.secret == PullSecret::Unavailable {
+                request.secret = PullSecret::None;
             }
             Wanted { url: request.url.to_string(), request }
         });
@@ -97,7 +79,7 @@ fn read_source(number: usize, source: &str, secret: &PullSecret) -> Result<Vec<W
     })?;
     // A query is not shown, and without one the user's own spelling is the best name.
     let shown = if source.contains('?') { url.to_string() } else { source.to_owned() };
-    let request = ModuleRequest { secret: secret.clone(), ..ModuleRequest::new(url) };
+    let request = ModuleRequest { caller: Caller::Operator, ..ModuleRequest::new(url) };
     Ok(vec![Wanted { url: shown, request }])
 }
 
@@ -113,7 +95,7 @@ async fn fetch_all(wanted: Vec<Wanted>, config: &Config, args: &PrefetchArgs) ->
     let resolver = Resolver::new(
         store.clone(),
         // Whoever types a command may read what they name.
-        resolve_config(config, FileAccess::Any, &clock),
+        resolve_config(config, FileAccess::Any, &clock, &metrics),
         config.fetch.concurrency,
         clock.clone(),
         metrics,
@@ -260,10 +242,10 @@ mod tests {
             "hunter2://h/x?",
             "https://h:99999/x?sig=hunter2@",
         ] {
-            let Err(error) = read_source(1, source, &PullSecret::None) else { panic!("{source} is read") };
+            let Err(error) = read_source(1, source) else { panic!("{source} is read") };
             assert!(!error.to_string().contains("hun"), "{error}");
         }
-        let Err(error) = read_source(1, "ftp://h/x", &PullSecret::None) else { panic!("it is read") };
+        let Err(error) = read_source(1, "ftp://h/x") else { panic!("it is read") };
         assert!(error.to_string().starts_with("ftp://h/x: "), "{error}");
     }
 }

@@ -16,13 +16,12 @@ use oci_client::secrets::RegistryAuth;
 
 use super::CliError;
 use super::args::{self, PushArgs};
-use super::prefetch::docker_config;
 use crate::causes::with_causes;
 use crate::clock::Clock;
 use crate::config::Environment;
 use crate::digest::SourceDigest;
-use crate::fetch::{FetchConfig, Fetcher};
-use crate::module::{ModuleRequest, ModuleUrl, is_loopback};
+use crate::fetch::{FetchConfig, Fetcher, NodeCredential};
+use crate::module::{Caller, ModuleRequest, ModuleUrl, is_loopback};
 use crate::secret::Secret;
 
 pub use layout::Layout;
@@ -92,10 +91,19 @@ pub fn run(args: PushArgs, environment: &Environment) -> Result<(), CliError> {
         .destination
         .parse()
         .map_err(|error| CliError::Usage(format!("the destination is no oci://HOST/REPO:TAG: {error}")))?;
-    let secret = docker_config(environment.docker_config.as_deref())?;
-    let request = ModuleRequest { secret, ..ModuleRequest::new(target.clone()) };
-    let fetcher = Fetcher::new(FetchConfig::default(), Clock::System);
-    let credential = fetcher.credential(&request).map_err(|error| CliError::Usage(error.to_string()))?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(CliError::Runtime)?;
+    let request = ModuleRequest { caller: Caller::Operator, ..ModuleRequest::new(target.clone()) };
+    let own = environment.docker_config.clone().map(NodeCredential::of_user);
+    let config = FetchConfig {
+        credentials: own.into_iter().collect(),
+        programs: environment.programs.clone(),
+        ..FetchConfig::default()
+    };
+    let fetcher = Fetcher::new(config, Clock::System);
+    let credential = runtime.block_on(fetcher.credential(&request));
+    let credential = credential.map_err(|error| CliError::Usage(error.to_string()))?;
+    let password = credential.password().map_err(|error| CliError::Usage(error.to_string()))?;
     let options = PushOptions {
         file: args.file,
         target,
@@ -103,13 +111,9 @@ pub fn run(args: PushArgs, environment: &Environment) -> Result<(), CliError> {
             args::Layout::Artifact => Layout::Artifact,
             args::Layout::Image => Layout::Image,
         },
-        credential: credential
-            .password()
-            .map(|(user, password)| (user.expose().to_owned(), password.clone())),
+        credential: password.map(|(user, password)| (user.expose().to_owned(), password.clone())),
         plain_http: args.plain_http,
     };
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(CliError::Runtime)?;
     let digest = runtime.block_on(push(options))?;
     writeln!(io::stdout(), "{digest}").map_err(CliError::Output)
 }

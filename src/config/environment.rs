@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use directories::ProjectDirs;
 
+use crate::fetch::ProgramEnvironment;
+
 /// What the environment says. A variable that is empty counts as unset.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Environment {
@@ -17,6 +19,8 @@ pub struct Environment {
     pub cache_directory: Option<PathBuf>,
     /// `RUST_LOG`, as it is.
     pub rust_log: Option<String>,
+    /// `PATH` and `HOME`, which programs that give credentials find in theirs.
+    pub programs: ProgramEnvironment,
     /// `NO_COLOR` is set.
     pub no_color: bool,
 }
@@ -40,6 +44,7 @@ impl Environment {
             docker_config: docker.map(|folder| folder.join("config.json")),
             cache_directory,
             rust_log: set("RUST_LOG"),
+            programs: ProgramEnvironment { path: set("PATH"), home: set("HOME").map(PathBuf::from) },
             no_color: set("NO_COLOR").is_some(),
         }
     }
@@ -64,7 +69,7 @@ mod tests {
 
     #[test]
     fn an_empty_variable_counts_as_unset() {
-        let names = ["WASMFERRY_CONFIG", "DOCKER_CONFIG", "HOME", "RUST_LOG", "NO_COLOR"];
+        let names = ["WASMFERRY_CONFIG", "DOCKER_CONFIG", "HOME", "PATH", "RUST_LOG", "NO_COLOR"];
         assert_eq!(read(&names.map(|name| (name, ""))), Environment::default());
     }
 }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use super::reader::Problems;
 use super::{Config, ConfigError, Environment, MAX_FILE_BYTES, Problem, Watch, schema};
 use crate::clock::Clock;
+use crate::fetch::ProgramEnvironment;
 use crate::yaml::{Malformed, Node};
 
 /// What the command line says; it wins over the file.
@@ -24,6 +25,7 @@ pub struct Loader {
     file: Option<PathBuf>,
     cache_directory: Option<PathBuf>,
     overrides: Overrides,
+    programs: ProgramEnvironment,
 }
 
 impl Loader {
@@ -33,6 +35,7 @@ impl Loader {
             file: file.or_else(|| environment.config_file.clone()),
             cache_directory: environment.cache_directory.clone(),
             overrides,
+            programs: environment.programs.clone(),
         }
     }
 
@@ -81,7 +84,9 @@ impl Loader {
         let config = schema::read(root, default_directory.cloned(), &problems);
         let problems = problems.into_vec();
         match config {
-            Some(config) if problems.is_empty() => Ok(self.overrides.apply(config)),
+            Some(config) if problems.is_empty() => {
+                Ok(self.overrides.apply(Config { programs: self.programs.clone(), ..config }))
+            }
             _ => Err(invalid(problems)),
         }
     }

@@ -10,6 +10,7 @@
 
 mod address;
 mod changes;
+mod credentials;
 mod environment;
 mod error;
 mod group;
@@ -41,6 +42,8 @@ pub use log::{Log, LogFormat, LogLevel, NotOneOf};
 pub use units::{show_duration, show_size};
 pub use watch::Watch;
 
+use crate::fetch::{NodeCredential, ProgramEnvironment};
+
 /// A configuration file may have this many bytes.
 pub const MAX_FILE_BYTES: u64 = 1 << 20;
 
@@ -58,6 +61,12 @@ pub struct Config {
     pub blocked_cidrs: Vec<IpNet>,
     /// Hosts, in lower case and perhaps with a port, that any registry may name as its token server.
     pub realms: Vec<String>,
+    /// What the node itself may pull with, in the order in which it is tried.
+    pub credentials: Vec<NodeCredential>,
+    /// The same by the kubelet's credential providers.
+    pub credential_providers: Option<NodeCredential>,
+    /// Not the file's: what programs that give credentials find in their environment.
+    pub programs: ProgramEnvironment,
     pub relay: Relay,
     pub wasm: WasmBudgets,
     pub health: Option<Health>,
@@ -156,6 +165,8 @@ pub struct Fetch {
     pub timeout: Duration,
     /// Without a single byte.
     pub progress_timeout: Duration,
+    /// For one program that gives credentials.
+    pub credential_timeout: Duration,
     /// Downloads at once from one host.
     pub concurrency: usize,
     /// How long a resource whose fetch failed waits before its failure policy's filter is sent.
@@ -192,6 +203,7 @@ impl Default for Fetch {
         Self {
             timeout: Duration::from_secs(120),
             progress_timeout: Duration::from_secs(30),
+            credential_timeout: Duration::from_secs(60),
             concurrency: 4,
             hold: Duration::from_secs(5),
             fallback: Fallback::Policy,

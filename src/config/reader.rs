@@ -86,7 +86,11 @@ impl<'p> Section<'p> {
     fn path_of(&self, key: &str) -> String {
         // A key is text from the file: keep it on one line, and a credential out of sight.
         let key = if key.contains('@') { "(not shown)".into() } else { cut(key.escape_debug().to_string()) };
-        if self.place.key.is_empty() { key } else { format!("{}.{key}", self.place.key) }
+        match (self.place.key.is_empty(), key.is_empty()) {
+            (true, _) => key,
+            (false, true) => self.place.key.clone(),
+            (false, false) => format!("{}.{key}", self.place.key),
+        }
     }
 
     /// The value of a key; a null counts as unset.
@@ -119,7 +123,7 @@ impl<'p> Section<'p> {
         self.entries.iter().any(|entry| entry.key == key)
     }
 
-    /// Reports that a key of this map is missing or at odds with another.
+    /// Reports that a key of this map is missing or at odds with another; an empty key is the map itself.
     pub fn refuse(&self, key: &str, why: impl Display) {
         self.problems.add(&Place { key: self.path_of(key), line: self.place.line }, None, why);
     }
@@ -145,6 +149,11 @@ impl<'p> Field<'p> {
     /// Reports what is wrong about this place rather than about the value.
     pub fn refuse_unseen(&self, why: impl Display) {
         self.problems.add(&self.place, None, why);
+    }
+
+    /// Whether this is the word.
+    pub fn is(&self, word: &str) -> bool {
+        matches!(&self.node.value, Value::Text(text) if text == word)
     }
 
     /// A text that `parse` takes.

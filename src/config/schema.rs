@@ -16,8 +16,9 @@ use super::reader::{Field, Place, Problems, Section};
 use super::units::parse_size;
 use super::{
     Admin, Agent, Cache, Config, Fallback, Fetch, Health, Listener, Log, MinFree, Proof, Registry, Relay,
-    Shutdown, Sources, TagRefresh, Upstream, WasmBudgets, WhenDown, group,
+    Shutdown, Sources, TagRefresh, Upstream, WasmBudgets, WhenDown, credentials, group,
 };
+use crate::fetch::ProgramEnvironment;
 use crate::yaml::Node;
 
 const KIB: u64 = 1 << 10;
@@ -67,6 +68,7 @@ fn document(root: &mut Section, cache_directory: Option<PathBuf>) -> Config {
     if is_agent && upstream.is_none() {
         root.refuse("upstream", "missing: an agent needs `address` or `directory` in it");
     }
+    let known: Vec<_> = listeners.iter().flatten().map(|listener| listener.address.clone()).collect();
     Config {
         agent: listeners.zip(upstream.flatten()).map(|(listeners, upstream)| Agent { listeners, upstream }),
         cache: root
@@ -77,6 +79,14 @@ fn document(root: &mut Section, cache_directory: Option<PathBuf>) -> Config {
         fetch: root.section("fetch", fetch).unwrap_or_default(),
         blocked_cidrs: list(root.take("blocked_cidrs"), cidr),
         realms: list(root.take("realms"), |realm| realm.parsed(parse_host)),
+        credentials: root
+            .take("credentials")
+            .map(|field| credentials::read(field, &known))
+            .unwrap_or_default(),
+        credential_providers: root.take("credential_providers").and_then(|field| {
+            field.into_section(|section| credentials::providers(section, &known)).flatten()
+        }),
+        programs: ProgramEnvironment::default(),
         relay: root.section("relay", relay).unwrap_or_default(),
         wasm: root.section("wasm", wasm).unwrap_or_default(),
         health: root.take("health").and_then(|field| health(field, &mut taken)),
@@ -278,11 +288,13 @@ fn fetch(section: &mut Section) -> Fetch {
     let default = Fetch::default();
     let mut duration = |key| section.take(key).and_then(|field| field.duration(SECOND..=HOUR));
     let (timeout, progress_timeout) = (duration("timeout"), duration("progress_timeout"));
+    let credential_timeout = duration("credential_timeout");
     let hold = section.take("hold").and_then(|field| field.duration(Duration::ZERO..=HOUR));
     let concurrency = section.take("concurrency").and_then(|field| field.integer(1..=64));
     Fetch {
         timeout: timeout.unwrap_or(default.timeout),
         progress_timeout: progress_timeout.unwrap_or(default.progress_timeout),
+        credential_timeout: credential_timeout.unwrap_or(default.credential_timeout),
         concurrency: concurrency.and_then(|n| usize::try_from(n).ok()).unwrap_or(default.concurrency),
         hold: hold.unwrap_or(default.hold),
         fallback: section.take("fallback").and_then(fallback).unwrap_or_default(),

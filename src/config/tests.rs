@@ -130,6 +130,7 @@ fn every_key_is_read() {
         fetch: Fetch {
             timeout: Duration::from_secs(60),
             progress_timeout: Duration::from_secs(5),
+            credential_timeout: Duration::from_secs(60),
             concurrency: 8,
             hold: Duration::from_secs(2),
             fallback: Fallback::None,
@@ -141,6 +142,9 @@ fn every_key_is_read() {
         },
         blocked_cidrs: vec!["10.0.0.0/8".parse().unwrap(), "fd00::/8".parse().unwrap()],
         realms: vec!["auth.example".to_owned()],
+        credentials: Vec::new(),
+        credential_providers: None,
+        programs: Default::default(),
         relay: Relay { queue_bytes: 1 << 20, in_flight_bytes: 1 << 30 },
         wasm: WasmBudgets {
             types: Some(1),
@@ -188,8 +192,8 @@ fn what_is_unset_or_null_has_its_default() {
 
 #[test]
 fn an_unknown_key_is_named_with_its_line_and_never_its_value() {
-    let known = "version, listeners, upstream, cache, sources, registries, fetch, blocked_cidrs, realms, relay, \
-                 wasm, health, admin, shutdown, log";
+    let known = "version, listeners, upstream, cache, sources, registries, fetch, blocked_cidrs, realms, \
+                 credentials, credential_providers, relay, wasm, health, admin, shutdown, log";
     refuses_line("pasword: hunter2", &format!("pasword: unknown key; known are {known}"));
     refuses_line(
         "cache: {directory: /c, max_module_byte: 1MiB}",
@@ -633,5 +637,60 @@ fn every_bootstrap_in_agent_config_fits_its_agent() {
         let file = folder.join(format!("{name}.yaml"));
         let agent = Loader::new(Some(file), &Environment::default(), Overrides::default()).load().unwrap();
         assert_eq!(agent.agent.unwrap().listeners[0].address, ListenAddress::Unix(socket.into()), "{name}");
+    }
+}
+
+#[test]
+fn credentials_name_repositories_listeners_and_one_source() {
+    use crate::fetch::{CredentialSource, Listeners, Repositories};
+
+    let text = format!(
+        "{BASE}credentials:\n\
+         - {{for: [r.io/team, '*.dkr.ecr.*.amazonaws.com'], listeners: [unix:/a], user: u, password_file: /p}}\n\
+         - {{for: [r.io], token_file: /t}}\n\
+         - {{for: [r.io], listeners: [], identity_token_file: /i}}\n\
+         - {{for: all, listeners: all, docker_config: /d}}\n\
+         - {{for: all, kubernetes_secrets: /k}}\n\
+         credential_providers: {{config: /c.yaml, bin_directory: /bin, listeners: all}}\n"
+    );
+    let config = parse(&text).unwrap();
+    let sources: Vec<_> = config.credentials.iter().map(|credential| credential.source.clone()).collect();
+    let expected = [
+        CredentialSource::Password { user: "u".into(), file: "/p".into() },
+        CredentialSource::RegistryToken("/t".into()),
+        CredentialSource::IdentityToken("/i".into()),
+        CredentialSource::DockerConfig("/d".into()),
+        CredentialSource::KubernetesSecrets("/k".into()),
+    ];
+    assert_eq!(sources, expected);
+    let named = Listeners::These(vec!["unix:/a".parse().unwrap()]);
+    assert_eq!(config.credentials[0].listeners, named);
+    assert_eq!(config.credentials[1].listeners, Listeners::These(Vec::new()), "none where nothing is said");
+    assert_eq!(config.credentials[3].listeners, Listeners::All);
+    assert_eq!(config.credentials[3].repositories, Repositories::All);
+    assert!(matches!(&config.credentials[0].repositories, Repositories::These(two) if two.len() == 2));
+    let providers = config.credential_providers.unwrap();
+    assert!(matches!(providers.source, CredentialSource::Providers { .. }));
+}
+
+#[test]
+fn a_credential_that_says_too_little_or_too_much_is_refused() {
+    for (entry, why) in [
+        ("{token_file: /t}", "for: missing"),
+        ("{for: all, token_file: /t}", "name repositories"),
+        ("{for: all, user: u, password_file: /p}", "name repositories"),
+        ("{for: ['*'], token_file: /t}", "not repositories"),
+        ("{for: [], token_file: /t}", "at least one"),
+        ("{for: [r.io]}", "give one of"),
+        ("{for: [r.io], token_file: /t, docker_config: /d}", "give one of"),
+        ("{for: [r.io], password_file: /p}", "user: missing"),
+        ("{for: [r.io], user: u, token_file: /t}", "only together with password_file"),
+        ("{for: [r.io], listeners: [unix:/b], token_file: /t}", "not the address of one of"),
+        ("{for: [r.io], listeners: ['127.0.0.1:0'], token_file: /t}", "cannot be named"),
+        ("{for: [r.io], password: hunter2}", "unknown key"),
+    ] {
+        let refusal = refusal(&format!("{BASE}credentials: [{entry}]\n"));
+        assert!(refusal.contains("credentials[0]") && refusal.contains(why), "{entry}: {refusal}");
+        assert!(!refusal.contains("hunter2"));
     }
 }

@@ -13,7 +13,7 @@ use http::{Method, StatusCode};
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 use url::{Url, form_urlencoded};
-use zeroize::Zeroizing;
+use zeroize::{Zeroize as _, Zeroizing};
 
 use super::address::Reach;
 use super::credential::{self, Login, basic};
@@ -38,6 +38,8 @@ pub(super) struct Authorization {
     pub(super) header: HeaderValue,
     /// Whether a new one may succeed where this one failed.
     pub(super) renewable: bool,
+    /// When it will have run out, where that is known.
+    pub(super) until: Option<Instant>,
 }
 
 /// Who wants to pull what from where.
@@ -101,7 +103,8 @@ impl Tokens {
         let now = self.clock.now();
         let kept = self.lock();
         let kept = kept.get(&Key::new(registry, repository, login)).filter(|kept| kept.until > now)?;
-        Some(Authorization { header: kept.header.clone(), renewable: true })
+        let until = Some(kept.until);
+        Some(Authorization { header: kept.header.clone(), renewable: true, until })
     }
 
     /// Meets one of the challenges: always anew, what was kept is replaced.
@@ -116,7 +119,8 @@ impl Tokens {
         for challenge in challenges {
             let Challenge::Bearer { realm, service } = challenge else { continue };
             if let Some(Login::Registry(token)) = asker.login {
-                return Ok(Authorization { header: bearer(token.expose(), asker)?, renewable: false });
+                let header = bearer(token.expose(), asker)?;
+                return Ok(Authorization { header, renewable: false, until: None });
             }
             match permitted(realm, asker.registry, &self.realms) {
                 Some(realm) => return self.fetch(session, asker, realm, service.as_deref(), deadline).await,
@@ -125,8 +129,8 @@ impl Tokens {
         }
         match (asker.login, foreign) {
             (Some(Login::Password { user, password }), _) if challenges.contains(&Challenge::Basic) => {
-                let header = sensitive(&format!("Basic {}", *basic(user, password)), asker)?;
-                Ok(Authorization { header, renewable: false })
+                let header = sensitive(format!("Basic {}", *basic(user, password)), asker)?;
+                Ok(Authorization { header, renewable: false, until: None })
             }
             (_, Some(realm)) => Err(FetchError::Realm {
                 registry: host(asker.registry),
@@ -168,11 +172,16 @@ impl Tokens {
         let token = token.ok_or_else(|| refused("there is none in its answer"))?;
         let header = bearer(token.expose(), asker).map_err(|_| refused("it cannot be sent in a header"))?;
         let lifetime = answer.expires_in.map_or(DEFAULT_LIFETIME, Duration::from_secs).min(MAX_LIFETIME);
-        self.keep(asker, header.clone(), lifetime);
-        Ok(Authorization { header, renewable: true })
+        // Where nobody else holds it any more.
+        if let Ok(mut body) = body.try_into_mut() {
+            body[..].zeroize();
+        }
+        let until = self.clock.now() + lifetime.saturating_sub(MARGIN);
+        self.keep(asker, header.clone(), until);
+        Ok(Authorization { header, renewable: true, until: Some(until) })
     }
 
-    fn keep(&self, asker: &Asker<'_>, header: HeaderValue, lifetime: Duration) {
+    fn keep(&self, asker: &Asker<'_>, header: HeaderValue, until: Instant) {
         let now = self.clock.now();
         let mut kept = self.lock();
         if kept.len() >= MAX_TOKENS {
@@ -181,7 +190,6 @@ impl Tokens {
         if kept.len() >= MAX_TOKENS {
             kept.clear();
         }
-        let until = now + lifetime.saturating_sub(MARGIN);
         kept.insert(Key::new(asker.registry, asker.repository, asker.login), Kept { header, until });
     }
 
@@ -212,7 +220,7 @@ fn token_request(asker: &Asker<'_>, realm: Url, service: Option<&str>) -> Result
         form.append_pair("service", service.unwrap_or_default());
         form.append_pair("scope", &scope);
         form.append_pair("refresh_token", token.expose());
-        request.body = Bytes::from(form.finish());
+        request.body = wiped(form.finish());
         request.method = Method::POST;
         let form = HeaderValue::from_static("application/x-www-form-urlencoded");
         request.headers.insert(header::CONTENT_TYPE, form);
@@ -227,18 +235,23 @@ fn token_request(asker: &Asker<'_>, realm: Url, service: Option<&str>) -> Result
     }
     request.url.set_fragment(None);
     if let Some(Login::Password { user, password }) = asker.login {
-        request.authorization = Some(sensitive(&format!("Basic {}", *basic(user, password)), asker)?);
+        request.authorization = Some(sensitive(format!("Basic {}", *basic(user, password)), asker)?);
     }
     Ok(request)
 }
 
 fn bearer(token: &str, asker: &Asker<'_>) -> Result<HeaderValue, FetchError> {
-    sensitive(&format!("Bearer {token}"), asker)
+    sensitive(format!("Bearer {token}"), asker)
 }
 
-fn sensitive(value: &str, asker: &Asker<'_>) -> Result<HeaderValue, FetchError> {
-    let mut value = HeaderValue::from_str(value)
+fn sensitive(value: String, asker: &Asker) -> Result<HeaderValue, FetchError> {
+    let mut value = HeaderValue::from_maybe_shared(wiped(value))
         .map_err(|_| FetchError::Unauthorized { what: asker.what.to_owned(), code: asker.code })?;
     value.set_sensitive(true);
     Ok(value)
+}
+
+/// Bytes that are wiped with the last of those who hold them.
+fn wiped(text: String) -> Bytes {
+    Bytes::from_owner(Zeroizing::new(text.into_bytes()))
 }

@@ -11,6 +11,8 @@ use std::time::Duration;
 
 use http::{HeaderMap, StatusCode, header};
 
+use super::credentials::CredentialError;
+
 /// Why a module could not be fetched.
 #[derive(Debug, thiserror::Error)]
 pub enum FetchError {
@@ -67,6 +69,10 @@ pub enum FetchError {
     SecretUnavailable,
     #[error("the pull secret is invalid: {0}")]
     BadSecret(&'static str),
+    #[error("the pull secret of this module has nothing for {what}, and pulling without it is not allowed")]
+    SecretUnmatched { what: String },
+    #[error(transparent)]
+    Credential(CredentialError),
     #[error("the file {} must not be read: {reason}", path.display())]
     FileNotAllowed { path: PathBuf, reason: &'static str },
     #[error("cannot read the file {}", path.display())]
@@ -107,6 +113,8 @@ impl FetchError {
             Token { .. } => "token",
             SecretUnavailable => "secret_unavailable",
             BadSecret(_) => "bad_secret",
+            SecretUnmatched { .. } => "secret_unmatched",
+            Credential(_) => "credential",
             FileNotAllowed { .. } => "file_not_allowed",
             File { .. } => "file",
             Interrupted => "interrupted",
@@ -130,6 +138,7 @@ impl FetchError {
             | Stalled { .. }
             | Changed { .. }
             | Token { .. }
+            | Credential(_)
             | File { .. }
             | Interrupted
             | Io(_) => false,
@@ -147,6 +156,7 @@ impl FetchError {
             | Realm { .. }
             | SecretUnavailable
             | BadSecret(_)
+            | SecretUnmatched { .. }
             | FileNotAllowed { .. } => true,
         }
     }

@@ -5,7 +5,7 @@
 //!         |    \-> manifest    \
 //!         |-> http_source ------+-> http -> dial -> names, address, tls
 //!         |-> file               \-> download -> body
-//!         \-> credential
+//!         \-> credential, credentials
 //! ```
 //!
 //! What a server says is checked here, up to the digest and size of what it sends: a [`Body`] that is
@@ -19,6 +19,7 @@ mod address;
 mod auth;
 mod body;
 mod credential;
+mod credentials;
 mod dial;
 mod download;
 mod error;
@@ -37,21 +38,28 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
+use oci_client::Reference;
 use url::Url;
 
 pub use self::body::{Body, Resumed};
 pub use self::credential::Credential;
+pub use self::credentials::{
+    CredentialError, CredentialSource, ImagePattern, InvalidPattern, Listeners, NodeCredential,
+    ProgramEnvironment, Repositories, provider_problems,
+};
 pub use self::error::{FetchError, RegistryCode};
 pub use self::file::FileAccess;
 
 use self::address::AddressPolicy;
 use self::auth::Tokens;
 use self::body::Promise;
+use self::credentials::Sources;
 use self::dial::Dialer;
 use self::names::Names;
 use self::tls::Tls;
 use crate::clock::Clock;
 use crate::digest::{BlobDigest, ExpectedDigest, SourceDigest};
+use crate::metrics::Metrics;
 use crate::module::{ModuleRequest, ModuleUrl, PullSecret};
 use crate::wasm::Packaging;
 
@@ -77,6 +85,13 @@ pub struct FetchConfig {
     /// Addresses that are never connected to, besides those that never are anyway: link-local,
     /// metadata, unspecified, multicast and broadcast ones.
     pub blocked_cidrs: Vec<IpNet>,
+    /// The node's own credentials, in the order in which they are tried.
+    pub credentials: Vec<NodeCredential>,
+    /// What programs that give credentials are run with, and for how long.
+    pub programs: ProgramEnvironment,
+    pub program_timeout: Duration,
+    /// Where such runs are counted.
+    pub metrics: Option<Metrics>,
 }
 
 /// What is special about a registry.
@@ -100,6 +115,10 @@ impl Default for FetchConfig {
             progress_timeout: Duration::from_secs(30),
             connect_timeout: Duration::from_secs(10),
             blocked_cidrs: Vec::new(),
+            credentials: Vec::new(),
+            programs: ProgramEnvironment::default(),
+            program_timeout: Duration::from_secs(60),
+            metrics: None,
         }
     }
 }
@@ -115,6 +134,7 @@ struct Shared {
     clock: Clock,
     client: Arc<http::Client>,
     tokens: Tokens,
+    node: Arc<Sources>,
 }
 
 impl Fetcher {
@@ -136,7 +156,8 @@ impl Fetcher {
         let progress_timeout = config.progress_timeout;
         let client = http::Client { dialer, clock: clock.clone(), progress_timeout };
         let tokens = Tokens::new(clock.clone(), config.realms.clone());
-        Self { shared: Arc::new(Shared { config, clock, client: Arc::new(client), tokens }) }
+        let node = Arc::new(Sources::of(&config, &clock));
+        Self { shared: Arc::new(Shared { config, clock, client: Arc::new(client), tokens, node }) }
     }
 
     /// When a fetch that begins now must have ended.
@@ -144,19 +165,41 @@ impl Fetcher {
         self.shared.clock.now() + request.timeout.unwrap_or(self.shared.config.timeout)
     }
 
-    /// The credential that a request has for its source: a docker config speaks of registries only, so
-    /// for http and files it is always anonymous.
+    /// The credential that a request has for its source: the resource's pull secret, and only without one
+    /// what the node has for whoever asks. All of that is for registries: for http and files it is always
+    /// anonymous. Reads files and may run programs.
     ///
     /// # Errors
-    /// The secret is not available ([`FetchError::SecretUnavailable`]) or malformed
-    /// ([`FetchError::BadSecret`]).
-    pub fn credential(&self, request: &ModuleRequest) -> Result<Credential, FetchError> {
+    /// The pull secret is not available ([`FetchError::SecretUnavailable`]), malformed
+    /// ([`FetchError::BadSecret`]), or for something else ([`FetchError::SecretUnmatched`]). What is wrong
+    /// with the node's own credentials is told when one is needed.
+    pub async fn credential(&self, request: &ModuleRequest) -> Result<Credential, FetchError> {
+        match self.own_credential(request)? {
+            Owned::Resource(credential) => Ok(credential),
+            Owned::Node(image) => Ok(self.shared.node.clone().credential(&request.caller, image).await),
+        }
+    }
+
+    /// The same as far as it is known without running a program; none where one has to be run first.
+    /// Blocks on files.
+    ///
+    /// # Errors
+    /// As [`Fetcher::credential`].
+    pub fn credential_at_hand(&self, request: &ModuleRequest) -> Result<Option<Credential>, FetchError> {
+        match self.own_credential(request)? {
+            Owned::Resource(credential) => Ok(Some(credential)),
+            Owned::Node(image) => Ok(self.shared.node.at_hand(&request.caller, image)),
+        }
+    }
+
+    fn own_credential<'a>(&self, request: &'a ModuleRequest) -> Result<Owned<'a>, FetchError> {
         match (&request.secret, &request.url) {
             (PullSecret::Unavailable, _) => Err(FetchError::SecretUnavailable),
             (PullSecret::DockerConfig(text), ModuleUrl::Oci(image)) => {
-                Credential::from_docker_config(text, image)
+                Credential::of_pull_secret(text, image).map(Owned::Resource)
             }
-            _ => Ok(Credential::anonymous()),
+            (PullSecret::None, ModuleUrl::Oci(image)) => Ok(Owned::Node(image)),
+            _ => Ok(Owned::Resource(Credential::anonymous())),
         }
     }
 
@@ -172,7 +215,7 @@ impl Fetcher {
             ModuleUrl::Http(url) => Place::Http(url.clone()),
             ModuleUrl::File(path) => Place::File(path.clone()),
             ModuleUrl::Oci(reference) => {
-                let (logins, mut next) = (credential.logins(), 0);
+                let (logins, mut next) = (credential.logins()?, 0);
                 let found = loop {
                     match oci::locate(&self.shared, reference, logins.get(next), deadline).await {
                         Err(error) if error.refuses_the_credential() && next + 1 < logins.len() => next += 1,
@@ -197,7 +240,7 @@ impl Fetcher {
         let (ModuleUrl::Oci(reference), Some(_)) = (&request.url, request.tag_registry()) else {
             return Ok(None);
         };
-        let (logins, mut next) = (credential.logins(), 0);
+        let (logins, mut next) = (credential.logins()?, 0);
         loop {
             match oci::tag_digest(&self.shared, reference, logins.get(next), deadline).await {
                 Err(error) if error.refuses_the_credential() && next + 1 < logins.len() => next += 1,
@@ -249,6 +292,13 @@ impl Fetcher {
         }
         Ok(Body::file(what, Promise::AtMost { limit, size: Some(size) }, file))
     }
+}
+
+/// Whose credential a request has.
+enum Owned<'a> {
+    Resource(Credential),
+    /// The node's, for this image.
+    Node(&'a Reference),
 }
 
 /// The layer of an image's manifest that holds the module: its digest, its size in bytes, and how the module

@@ -278,6 +278,11 @@ impl Repository {
         headers: HeaderMap,
         deadline: Instant,
     ) -> Result<Response, FetchError> {
+        // One that has run out by itself does not use up the one renewal.
+        let now = self.shared.clock.now();
+        if self.authorization.as_ref().and_then(|sent| sent.until).is_some_and(|until| until <= now) {
+            self.authorization = self.shared.tokens.kept(&self.base, &self.name, self.login.as_ref());
+        }
         let url = self
             .base
             .join(path)

@@ -155,17 +155,36 @@ impl Resolver {
         *self.0.config.write().unwrap_or_else(PoisonError::into_inner) = config;
     }
 
-    fn asked(&self, request: ModuleRequest) -> Result<Asked, ResolveError> {
-        let config = self.0.config.read().unwrap_or_else(PoisonError::into_inner).clone();
-        let credential = config
-            .fetcher
-            .credential(&request)
-            .map_err(|source| ResolveError::Fetch { url: request.url.to_string(), source })?;
+    async fn asked(&self, request: ModuleRequest) -> Result<Asked, ResolveError> {
+        let config = self.config();
+        let credential = config.fetcher.credential(&request).await;
+        self.asked_with(request, credential, config)
+    }
+
+    /// The same where no program has to be asked for a credential. Blocks on files.
+    fn asked_at_hand(&self, request: ModuleRequest) -> Option<Asked> {
+        let config = self.config();
+        let credential = config.fetcher.credential_at_hand(&request).transpose()?;
+        self.asked_with(request, credential, config).ok()
+    }
+
+    fn asked_with(
+        &self,
+        request: ModuleRequest,
+        credential: Result<Credential, FetchError>,
+        config: ResolveConfig,
+    ) -> Result<Asked, ResolveError> {
+        let credential =
+            credential.map_err(|source| ResolveError::Fetch { url: request.url.to_string(), source })?;
         let audience = match credential.identity() {
             None => Audience::Public,
-            Some(identity) => Audience::Private(self.0.store.fingerprint(&identity)),
+            Some(identity) => Audience::Private(self.0.store.fingerprint(identity)),
         };
         Ok(Asked { request, credential, audience, config })
+    }
+
+    fn config(&self) -> ResolveConfig {
+        self.0.config.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Of each of these modules, whether the store has it and it is good under its pull policy. Where
@@ -174,7 +193,7 @@ impl Resolver {
         let (resolver, wanted) = (self.clone(), requests.to_vec());
         let look_up = move || {
             let look_up = |request| {
-                let asked = resolver.asked(request).ok()?;
+                let asked = resolver.asked_at_hand(request)?;
                 resolver.0.look_up(&asked).ok().flatten()
             };
             let found: Vec<_> = wanted.into_iter().map(look_up).collect();
@@ -193,7 +212,7 @@ impl Resolver {
 
     /// As [`Resolver::resolve`]; `progress` follows the fetch if this call is the one that starts it.
     pub async fn resolve_watched(&self, request: ModuleRequest, progress: Arc<Progress>) -> Outcome {
-        let asked = Arc::new(self.asked(request)?);
+        let asked = Arc::new(self.asked(request).await?);
         let (request, url) = (&asked.request, asked.request.url.to_string());
         let question = Question {
             audience: asked.audience,

@@ -75,7 +75,7 @@ impl Resolver {
         if request.tag_registry().is_none() {
             return Ok(None);
         }
-        let asked = Arc::new(self.asked(request)?);
+        let asked = Arc::new(self.asked(request).await?);
         let tag = Tag { audience: asked.audience, url: asked.request.url.canonical() };
         let (inner, its, whose) = (self.0.clone(), asked.clone(), tag.clone());
         let flight = || async move { inner.look(&its, whose, known).await };

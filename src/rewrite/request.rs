@@ -7,7 +7,7 @@ use sha2::{Digest as _, Sha256};
 use super::InvalidRequest;
 use super::frame::Template;
 use crate::digest::ExpectedDigest;
-use crate::module::{ModuleRequest, ModuleUrl, PullPolicy, PullSecret};
+use crate::module::{Caller, ModuleRequest, ModuleUrl, PullPolicy, PullSecret};
 use crate::secret::Secret;
 
 /// What a resource says about its module: read, not yet judged. Not `Debug`: the URL may hold a
@@ -96,6 +96,7 @@ impl Source {
             resource_version: self.keys.resource_version.filter(|version| !version.is_empty()),
             secret,
             timeout: Some(timeout).filter(|timeout| !timeout.is_zero()),
+            caller: Caller::Nobody,
         })
     }
 }

@@ -118,9 +118,7 @@ async fn a_million_types_and_64_mib_of_data_cost_8_mib_at_most_and_delay_nobody(
             envoy.module(filter).await;
         }
     }
-    let pid = agent.process().pid();
-    // 5 resets the peak to what is resident now.
-    std::fs::write(format!("/proc/{pid}/clear_refs"), "5").unwrap();
+    agent.process().reset_peak();
     let before = agent.process().memory("VmHWM");
 
     gate.hold_after(20 << 20);

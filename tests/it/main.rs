@@ -9,6 +9,7 @@ mod bad_sources;
 mod cache;
 mod cold_start;
 mod commands;
+mod credentials;
 mod documents;
 mod ecds_memory;
 mod ecds_rejections;

@@ -201,7 +201,7 @@ async fn credentials_come_from_docker_config_or_else_from_the_home_folder() {
     // One that cannot be read is not taken for none.
     world.write("docker/config.json", "{not json", User::Agent, 0o600);
     let run = prefetch(&world, [&url], &[("DOCKER_CONFIG", docker)]).await;
-    assert_eq!((run.code, run.error(&url).0), (Some(1), "bad_secret"));
+    assert_eq!((run.code, run.error(&url).0), (Some(1), "credential"));
 }
 
 #[tokio::test]

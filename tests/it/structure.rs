@@ -146,11 +146,12 @@ fn files_are_touched_only_where_the_list_says() {
         // What somebody has named: a configuration, plugins, a module to push or to read.
         "cli/cache/export.rs",
         "cli/cache/import.rs",
-        "cli/prefetch.rs",
         "cli/push.rs",
         "config/group.rs",
         "config/load.rs",
         "fetch/body.rs",
+        // What the node pulls with.
+        "fetch/credentials/files.rs",
         "fetch/file.rs",
         // Sockets have names and modes.
         "listen.rs",

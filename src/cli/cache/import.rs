@@ -9,6 +9,7 @@ use std::fs::File;
 use std::io::{self, BufReader, Read, Write as _};
 
 use serde_json::json;
+use tokio::runtime::Runtime;
 
 use super::archive::{
     BLOBS, Descriptor, INDEX, Index, LAYOUT, LAYOUT_VERSION, Layout, PRIVATE, REF_NAME, RESOURCE_VERSION,
@@ -18,12 +19,12 @@ use super::args::ImportArgs;
 use super::{CacheError, Printer};
 use crate::app::resolve_config;
 use crate::cli::CliError;
-use crate::cli::prefetch::docker_config;
 use crate::clock::Clock;
 use crate::config::{Config, Environment};
 use crate::digest::{BlobDigest, Hasher, PayloadDigest, SourceDigest};
-use crate::fetch::{FileAccess, layer_of};
-use crate::module::{ModuleRequest, ModuleUrl, PullSecret};
+use crate::fetch::{FileAccess, NodeCredential, layer_of};
+use crate::metrics::Metrics;
+use crate::module::{Caller, ModuleRequest, ModuleUrl};
 use crate::resolve::{ResolveConfig, digest_key};
 use crate::store::{Audience, Finished, Record, Store, Stored};
 use crate::wasm::tar::{Archive, Kind};
@@ -68,7 +69,8 @@ struct Import<'a> {
     store: &'a Store,
     args: &'a ImportArgs,
     resolve: ResolveConfig,
-    secret: PullSecret,
+    /// Credentials may come from programs.
+    runtime: Runtime,
     printer: Printer,
     failed: usize,
 }
@@ -80,12 +82,13 @@ pub(super) fn import(
     environment: &Environment,
     printer: Printer,
 ) -> Result<(), CliError> {
-    let secret = match args.private {
-        true => docker_config(environment.docker_config.as_deref())?,
-        false => PullSecret::None,
-    };
-    let resolve = resolve_config(config, FileAccess::Below(Vec::new()), &Clock::System);
-    let mut import = Import { store, args, resolve, secret, printer, failed: 0 };
+    let mut config = config.clone();
+    config.credentials.extend(environment.docker_config.clone().map(NodeCredential::of_user));
+    let (metrics, _) = Metrics::new();
+    let resolve = resolve_config(&config, FileAccess::Below(Vec::new()), &Clock::System, &metrics);
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(CliError::Runtime)?;
+    let mut import = Import { store, args, resolve, runtime, printer, failed: 0 };
     let documents = import.documents()?;
     let mut wanted = import.wanted(&documents)?;
     import.modules(&mut wanted)?;
@@ -248,12 +251,12 @@ impl Import<'_> {
     /// Who may have a private module from there: those with the credential that this user has.
     fn audience(&self, url: Option<&ModuleUrl>) -> Result<Audience, String> {
         let url = url.ok_or("a private module has no URL")?;
-        let request = ModuleRequest { secret: self.secret.clone(), ..ModuleRequest::new(url.clone()) };
-        let credential =
-            self.resolve.fetcher.credential(&request).map_err(|error| format!("{url}: {error}"))?;
+        let request = ModuleRequest { caller: Caller::Operator, ..ModuleRequest::new(url.clone()) };
+        let credential = self.runtime.block_on(self.resolve.fetcher.credential(&request));
+        let credential = credential.map_err(|error| format!("{url}: {error}"))?;
         match credential.identity() {
-            Some(identity) => Ok(Audience::Private(self.store.fingerprint(&identity))),
-            None => Err(format!("{url} is private, and your docker configuration has no credential for it")),
+            Some(identity) => Ok(Audience::Private(self.store.fingerprint(identity))),
+            None => Err(format!("{url} is private, and there is no credential of yours for it")),
         }
     }
 

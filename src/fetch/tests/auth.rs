@@ -114,6 +114,27 @@ async fn a_token_that_expires_in_mid_pull_is_renewed_once() {
 }
 
 #[tokio::test]
+async fn a_token_whose_time_is_over_is_renewed_without_using_up_the_forced_renewal() {
+    let image = Image::new("module");
+    let guarded = Guarded::new(&image, |token, target| match target.contains("/blobs/") {
+        true => token == "token-3",
+        false => token == "token-1",
+    })
+    .await;
+    let manual = ManualClock::new(std::time::SystemTime::UNIX_EPOCH);
+    let fetcher = Net { clock: Some(Clock::Manual(manual.clone())), ..Net::default() }.build();
+    let request =
+        ModuleRequest { timeout: Some(Duration::from_secs(3600)), ..guarded.request("user", "hunter2") };
+    let (deadline, credential) = (fetcher.deadline(&request), fetcher.credential(&request).await.unwrap());
+    let located = fetcher.locate(&request, &credential, deadline).await.unwrap();
+    manual.advance(Duration::from_secs(300));
+    // It has run out; the next one is refused all the same.
+    let body = fetcher.open(located, deadline).await.unwrap();
+    assert_eq!(read(body).await.unwrap().bytes, b"module");
+    assert_eq!(guarded.tokens.seen().len(), 3);
+}
+
+#[tokio::test]
 async fn a_registry_that_is_never_content_is_asked_a_bounded_number_of_times() {
     let image = Image::new("module");
     let guarded = Guarded::new(&image, |_, _| false).await;
@@ -304,20 +325,26 @@ async fn a_pull_secret_that_is_missing_or_malformed_is_never_an_anonymous_pull()
     let fetcher = Net::default().build();
     for url in ["oci://r.io/a:v1", "https://r.io/a", "file:///a"] {
         let request = ModuleRequest { secret: PullSecret::Unavailable, ..request(url) };
-        assert_eq!(fetcher.credential(&request).unwrap_err().label(), "secret_unavailable");
+        assert_eq!(fetcher.credential(&request).await.unwrap_err().label(), "secret_unavailable");
     }
     let malformed = PullSecret::DockerConfig(Secret::new("hunter2".to_owned()));
     let request = ModuleRequest { secret: malformed, ..request("oci://r.io/a:v1") };
-    let error = fetcher.credential(&request).unwrap_err();
+    let error = fetcher.credential(&request).await.unwrap_err();
     assert!(!format!("{error:?}").contains("hunter2"));
+    let other = json!({ "auths": { "other.io": { "username": "u", "password": "hunter2" } } });
+    let error = fetcher.credential(&with_config("oci://r.io/a:v1", other)).await.unwrap_err();
+    assert_eq!(error.label(), "secret_unmatched");
+    assert!(!format!("{error} {error:?}").contains("hunter2"));
 }
 
 #[tokio::test]
 async fn a_docker_config_says_nothing_about_http_sources() {
     let fetcher = Net::default().build();
     let config = json!({ "auths": { "r.io": { "username": "u", "password": "p" } } });
-    let credential = |url: &str| fetcher.credential(&with_config(url, config.clone())).unwrap().identity();
-    assert_eq!(credential("https://r.io/a"), None);
-    assert_eq!(credential("oci://other.io/a:v1"), None);
-    assert!(credential("oci://r.io/a:v1").is_some());
+    let identity = async |url: &str| {
+        let credential = fetcher.credential(&with_config(url, config.clone())).await.unwrap();
+        credential.identity().map(<[u8]>::to_vec)
+    };
+    assert_eq!(identity("https://r.io/a").await, None);
+    assert!(identity("oci://r.io/a:v1").await.is_some());
 }

@@ -100,7 +100,7 @@ struct Fetched {
 
 async fn fetch(fetcher: &Fetcher, request: &ModuleRequest) -> Result<Fetched, FetchError> {
     let deadline = fetcher.deadline(request);
-    let credential = fetcher.credential(request)?;
+    let credential = fetcher.credential(request).await?;
     let located = fetcher.locate(request, &credential, deadline).await?;
     read(fetcher.open(located, deadline).await?).await
 }

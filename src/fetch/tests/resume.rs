@@ -219,7 +219,8 @@ async fn a_part_of_a_layer_is_asked_for_with_the_credential_and_through_the_redi
     let request = with_password(&image_url(&server), &server.address.to_string(), "alice", "secret");
     let fetcher = Net::default().build();
     let deadline = fetcher.deadline(&request);
-    let located = fetcher.locate(&request, &fetcher.credential(&request).unwrap(), deadline).await.unwrap();
+    let located =
+        fetcher.locate(&request, &fetcher.credential(&request).await.unwrap(), deadline).await.unwrap();
     let fetched = read(fetcher.open(located, deadline).await.unwrap()).await.unwrap();
     assert_eq!(fetched.bytes, whole);
     let asked = ranges(&server).into_iter().map(|(from, _)| from);

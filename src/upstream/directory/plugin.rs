@@ -16,7 +16,7 @@ use sha2::{Digest as _, Sha256};
 use super::error::{PluginError, Problem};
 use super::fields::{self, Fault, Field, Fields};
 use crate::digest::ExpectedDigest;
-use crate::module::{InvalidUrl, ModuleRequest, ModuleUrl, PullPolicy, PullSecret};
+use crate::module::{Caller, InvalidUrl, ModuleRequest, ModuleUrl, PullPolicy, PullSecret};
 use crate::secret::Secret;
 
 /// The largest file that is read; as large as etcd takes an object.
@@ -101,6 +101,7 @@ impl WasmPlugin {
             resource_version: Some(self.resource_version.clone()),
             secret: self.secret.clone(),
             timeout: None,
+            caller: Caller::Nobody,
         }
     }
 

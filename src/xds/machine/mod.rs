@@ -19,7 +19,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::discovery::Seen;
-use crate::module::Module;
+use crate::module::{Caller, Module};
 use crate::rewrite::Plan;
 pub use crate::upstream::directory::Variant;
 
@@ -113,6 +113,8 @@ pub struct Machine {
     discovered: u64,
     /// Since it was last asked.
     given_changed: bool,
+    /// For whom modules are asked for.
+    caller: Caller,
     actions: Vec<Action>,
 }
 
@@ -132,9 +134,15 @@ impl Machine {
             rejections: 0,
             discovered: 0,
             given_changed: false,
+            caller: Caller::Nobody,
             actions: Vec::new(),
             settings,
         }
+    }
+
+    /// Asks for modules as this caller.
+    pub fn with_caller(self, caller: Caller) -> Self {
+        Self { caller, ..self }
     }
 
     /// Uses and keeps what is known of Envoy's node. To be called before anything else, or not at all.
@@ -406,7 +414,12 @@ impl Machine {
     }
 
     /// Takes in a resource; whether it can go to Envoy without a fetch and is news to it.
-    fn offered(&mut self, offer: Offer, now: Instant) -> bool {
+    fn offered(&mut self, mut offer: Offer, now: Instant) -> bool {
+        if let Plan::Remote(remote) = &mut offer.plan
+            && let Ok(request) = &mut remote.request
+        {
+            request.caller = self.caller.clone();
+        }
         let name = offer.name.clone();
         let takes_fallback = self.settings.takes_fallback(self.memory.lock().fallback(&name));
         let slot = self.slots.entry(name.clone()).or_default();

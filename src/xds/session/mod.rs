@@ -34,7 +34,7 @@ use super::outbox::{Outbox, OutboxBody, outbox};
 use super::state::{Entry, States};
 use crate::clock::Clock;
 use crate::metrics::{Metrics, result};
-use crate::module::{Module, ModuleRequest};
+use crate::module::{Caller, Module, ModuleRequest};
 use crate::protobuf::messages;
 use crate::resolve::{ResolveError, Resolver};
 use crate::upstream::Upstream;
@@ -133,7 +133,8 @@ pub fn start(
     let (to_envoy, envoy_body) = outbox(settings.queue_bytes, &shared.budget);
     let control = Control::open(shared, variant, path, metadata, settings.queue_bytes);
     let from_envoy = Messages::new(body, ENVOY_LIMIT, shared.requests_budget.clone(), shared.clock.clone());
-    let machine = |id| Machine::new(variant, settings.machine, spread_seed(id));
+    let caller = Caller::Listener(listener.clone());
+    let machine = |id| Machine::new(variant, settings.machine, spread_seed(id)).with_caller(caller);
     let entry = shared.states.enter(listener.clone(), variant, machine);
     let session = Session {
         variant,

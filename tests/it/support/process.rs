@@ -123,6 +123,12 @@ impl Process {
         self.end().await
     }
 
+    /// Makes what is resident now the peak, as far as we may: what keeps its memory to itself belongs to
+    /// root. Otherwise the peak so far stays.
+    pub fn reset_peak(&self) {
+        let _ = std::fs::write(format!("/proc/{}/clear_refs", self.pid()), "5");
+    }
+
     /// A field of `/proc/PID/status` in bytes, such as VmRSS or VmHWM.
     pub fn memory(&self, field: &str) -> u64 {
         let status = read(Path::new(&format!("/proc/{}/status", self.pid())));
