@@ -1,8 +1,12 @@
 //! The environment, read once. Nothing else in wasmferry looks at it.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use directories::ProjectDirs;
+
+use super::variables::ISTIO;
+use crate::secret::Secret;
 
 /// What the environment says. A variable that is empty counts as unset.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -19,6 +23,14 @@ pub struct Environment {
     pub rust_log: Option<String>,
     /// `NO_COLOR` is set.
     pub no_color: bool,
+    /// `HTTP_PROXY` or `http_proxy`, which may hold a password.
+    pub http_proxy: Option<Secret>,
+    /// `HTTPS_PROXY` or `https_proxy`.
+    pub https_proxy: Option<Secret>,
+    /// `NO_PROXY` or `no_proxy`.
+    pub no_proxy: Option<String>,
+    /// Those of the variables of Istio's agent that mean something here.
+    pub istio: BTreeMap<&'static str, String>,
 }
 
 impl Environment {
@@ -35,7 +47,13 @@ impl Environment {
         let docker = set("DOCKER_CONFIG")
             .map(PathBuf::from)
             .or_else(|| set("HOME").map(|home| PathBuf::from(home).join(".docker")));
+        // As Go reads them, in the order in which it looks.
+        let either = |upper: &str, lower: &str| set(upper).or_else(|| set(lower));
         Self {
+            http_proxy: either("HTTP_PROXY", "http_proxy").map(Secret::new),
+            https_proxy: either("HTTPS_PROXY", "https_proxy").map(Secret::new),
+            no_proxy: either("NO_PROXY", "no_proxy"),
+            istio: ISTIO.into_iter().filter_map(|name| Some((name, set(name)?))).collect(),
             config_file: set("WASMFERRY_CONFIG").map(PathBuf::from),
             docker_config: docker.map(|folder| folder.join("config.json")),
             cache_directory,

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::*;
+use crate::fetch::Scheme;
 
 const FILE: &str = "f.yaml";
 
@@ -122,8 +123,8 @@ fn every_key_is_read() {
         },
         sources: Sources { file: vec!["/plugins".into(), "/more".into()] },
         registries: BTreeMap::from([
-            ("registry.example:5000".to_owned(), Registry { plain_http: true }),
-            ("plain.example".to_owned(), Registry { plain_http: false }),
+            ("registry.example:5000".to_owned(), Registry { scheme: Scheme::Http, ..Registry::default() }),
+            ("plain.example".to_owned(), Registry::default()),
         ]),
         fetch: Fetch {
             timeout: Duration::from_secs(60),
@@ -151,6 +152,9 @@ fn every_key_is_read() {
         admin: Some(Admin { listen: ListenAddress::Unix("/run/wasmferry/admin.sock".into()) }),
         shutdown: Shutdown { timeout: Duration::ZERO },
         log: Log { level: Some(LogLevel::Debug), format: Some(LogFormat::Json) },
+        containerd_hosts: Vec::new(),
+        proxies: Proxies::default(),
+        variables: Vec::new(),
     };
     assert_eq!(config, expected);
 }
@@ -185,7 +189,7 @@ fn what_is_unset_or_null_has_its_default() {
 
 #[test]
 fn an_unknown_key_is_named_with_its_line_and_never_its_value() {
-    let known = "version, listeners, upstream, cache, sources, registries, fetch, blocked_cidrs, realms, relay, \
+    let known = "version, listeners, upstream, cache, sources, registries, containerd_hosts, fetch, blocked_cidrs, realms, relay, \
                  wasm, health, admin, shutdown, log";
     refuses_line("pasword: hunter2", &format!("pasword: unknown key; known are {known}"));
     refuses_line(
@@ -199,7 +203,8 @@ fn an_unknown_key_is_named_with_its_line_and_never_its_value() {
     );
     refuses_line(
         "registries: {a.io: {insecure: true}}",
-        "registries.a.io.insecure: unknown key; known are plain_http",
+        "registries.a.io.insecure: unknown key; known are plain_http, client_certificate, ca_file, skip_verify, \
+         headers, mirrors",
     );
 }
 
