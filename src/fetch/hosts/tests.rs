@@ -168,7 +168,7 @@ async fn a_broken_file_is_an_error_with_its_line_and_no_way_around_it() {
             "line 2: holds what a header cannot carry",
         ),
         ("[host.'https://m.io'.header]\nhost = 'x'", "line 2: this header is wasmferry's own"),
-        ("capabilities = ['push']", "leaves no host to pull r.io from"),
+        ("server = 'p.io'\ncapabilities = ['push']", "leaves no host to pull r.io from"),
         (&deep, "too many brackets"),
     ] {
         with_hosts(folder.path(), "r.io", text);
