@@ -82,7 +82,8 @@ mod tests {
 
     #[test]
     fn an_empty_variable_counts_as_unset() {
-        let names = ["WASMFERRY_CONFIG", "DOCKER_CONFIG", "HOME", "RUST_LOG", "NO_COLOR"];
+        let names = ["WASMFERRY_CONFIG", "DOCKER_CONFIG", "HOME", "RUST_LOG", "NO_COLOR", "HTTPS_PROXY"];
         assert_eq!(read(&names.map(|name| (name, ""))), Environment::default());
+        assert_eq!(read(&ISTIO.map(|name| (name, ""))), Environment::default());
     }
 }

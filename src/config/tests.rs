@@ -636,3 +636,109 @@ fn every_bootstrap_in_agent_config_fits_its_agent() {
         assert_eq!(agent.agent.unwrap().listeners[0].address, ListenAddress::Unix(socket.into()), "{name}");
     }
 }
+
+#[test]
+fn a_registry_has_mirrors_and_certificates() {
+    let text = format!(
+        "{BASE}containerd_hosts: [/etc/containerd/certs.d]\nregistries:\n  \"*\":\n    mirrors:\n      - \
+         {{url: \"https://m.io/p\", credentials: true, ca_file: /m.pem}}\n      - {{url: \"http://n.io:5000\"}}\n    \
+         ca_file: /ca.pem\n    client_certificate: {{certificate: /c.pem, key: /k.pem}}\n    skip_verify: true\n    \
+         headers: {{x-own: hunter2}}\n"
+    );
+    let config = parse(&text).unwrap();
+    assert_eq!(config.containerd_hosts, [PathBuf::from("/etc/containerd/certs.d")]);
+    let registry = &config.registries["*"];
+    let mirrors: Vec<_> =
+        registry.mirrors.iter().map(|mirror| (mirror.url.as_str(), mirror.credentials)).collect();
+    assert_eq!(mirrors, [("https://m.io/p", true), ("http://n.io:5000/", false)]);
+    assert_eq!(registry.mirrors[0].access.ca_files, [PathBuf::from("/m.pem")]);
+    assert!(registry.access.skip_verify && registry.access.ca_files == [PathBuf::from("/ca.pem")]);
+    assert_eq!(registry.access.headers["x-own"], "hunter2");
+    assert!(!format!("{config:?}").contains("hunter2"));
+}
+
+#[test]
+fn a_bad_mirror_or_header_is_refused_without_what_may_be_secret() {
+    let mirror = |mirror: &str, why: &str| {
+        let line = format!("registries: {{a.io: {{mirrors: [{mirror}]}}}}");
+        refuses_line(&line, &format!("registries.a.io.mirrors[0]{why}"));
+    };
+    mirror("{}", ".url: missing: https://HOST[:PORT][/PATH]");
+    let not = "not a mirror: https://HOST[:PORT][/PATH], or http:// for one without TLS";
+    mirror("{url: m.io}", &format!(".url: \"m.io\": {not}"));
+    mirror("{url: \"https://m.io/?a=hunter2\"}", &format!(".url: (not shown): {not}"));
+    let user = ".url: (not shown): a mirror's URL must not hold a user name or password";
+    mirror("{url: \"https://u:hunter2@m.io\"}", user);
+    mirror("{url: \"http://m.io\", skip_verify: true}", ".url: http together with what is for https");
+    refuses_line(
+        "registries: {a.io: {plain_http: true, ca_file: /a}}",
+        "registries.a.io.plain_http: set together with what is for https",
+    );
+    refuses_line(
+        "registries: {a.io: {headers: {host: hunter2}}}",
+        "registries.a.io.headers.host: this header is wasmferry's own",
+    );
+    refuses_line(
+        "registries: {a.io: {headers: {x-own: \"hunter2\\n\"}}}",
+        "registries.a.io.headers.x-own: holds what a header cannot carry",
+    );
+}
+
+/// A configuration of this text and these variables.
+fn with_variables(text: &str, variables: &[(&str, &str)]) -> Result<Config, ConfigError> {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("c.yaml");
+    std::fs::write(&file, text).unwrap();
+    let get =
+        |name: &str| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned());
+    let environment = Environment::read(get, Some("/cache".into()));
+    Loader::new(Some(file), &environment, Overrides::default()).load()
+}
+
+#[test]
+fn the_variables_of_istios_agent_stand_in_for_what_the_file_leaves_open() {
+    let variables = [
+        ("WASM_INSECURE_REGISTRIES", "a.io, B.io:5000,*"),
+        ("WASM_HTTP_REQUEST_TIMEOUT", "15s"),
+        ("WASM_MODULE_EXPIRY", "2h"),
+        ("ISTIO_WASM_MAX_BINARY_SIZE_BYTES", "1048576"),
+        ("BLOCKED_CIDRS_IN_WASM_FETCH", "10.0.0.0/8,fd00::/8"),
+    ];
+    let config = with_variables("version: 1", &variables).unwrap();
+    assert_eq!(config.fetch.timeout, Duration::from_secs(15));
+    assert_eq!((config.cache.expiry, config.cache.max_module_bytes), (Duration::from_secs(7200), 1 << 20));
+    assert_eq!(config.blocked_cidrs.len(), 2);
+    let insecure =
+        |registry: &Registry| registry.scheme == Scheme::HttpsThenHttp && registry.access.skip_verify;
+    assert_eq!(config.registries.keys().map(String::as_str).collect::<Vec<_>>(), ["*", "a.io", "b.io:5000"]);
+    assert!(config.registries.values().all(insecure));
+    assert_eq!(config.variables.len(), 7);
+
+    let file = "version: 1\nregistries: {a.io: {}}\nfetch: {timeout: 7s}\nblocked_cidrs: [10.0.0.0/8]\n\
+                cache: {expiry: 3h, max_module_bytes: }\n";
+    let config = with_variables(file, &variables).unwrap();
+    assert_eq!(
+        (config.fetch.timeout, config.cache.expiry),
+        (Duration::from_secs(7), Duration::from_secs(3 * 3600))
+    );
+    assert_eq!((config.cache.max_module_bytes, config.blocked_cidrs.len()), (1 << 20, 2));
+    assert_eq!(config.registries["a.io"], Registry::default());
+}
+
+#[test]
+fn a_variable_that_cannot_be_read_is_named_without_its_value() {
+    for (name, value) in [
+        ("WASM_INSECURE_REGISTRIES", "https://hunter2"),
+        ("WASM_HTTP_REQUEST_TIMEOUT", "hunter2"),
+        ("WASM_MODULE_EXPIRY", "1s"),
+        ("ISTIO_WASM_MAX_BINARY_SIZE_BYTES", "-1"),
+        ("BLOCKED_CIDRS_IN_WASM_FETCH", "hunter2"),
+        ("HTTPS_PROXY", "socks5://u:hunter2@p:1"),
+        ("HTTP_PROXY", "http://u:hunter2@p/path"),
+    ] {
+        let error = with_variables("version: 1", &[(name, value)]).unwrap_err().to_string();
+        assert!(error.starts_with(&format!("{name}: ")) && !error.contains("hunter2"), "{error}");
+    }
+    let config = with_variables("version: 1", &[("https_proxy", "u:hunter2@p.io:3128")]).unwrap();
+    assert!(!config.proxies.is_empty() && !format!("{config:?}").contains("hunter2"));
+}
