@@ -73,13 +73,9 @@ pub fn resolve_config(config: &Config, files: FileAccess, clock: &Clock, metrics
     let providers = config.credential_providers.clone();
     let fetch = FetchConfig {
         files,
-        registries: config
-            .registries
-            .iter()
-            .map(|(host, registry)| {
-                (host.clone(), crate::fetch::Registry { plain_http: registry.plain_http })
-            })
-            .collect(),
+        registries: config.registries.clone(),
+        containerd_hosts: config.containerd_hosts.clone(),
+        proxies: config.proxies.clone(),
         max_module_bytes: config.cache.max_module_bytes,
         timeout: config.fetch.timeout,
         progress_timeout: config.fetch.progress_timeout,

@@ -8,7 +8,9 @@ use rustix::fs::{FsWord, statfs};
 use crate::config::{
     Config, ListenAddress, Listener, MinFree, Upstream, UpstreamAddress, show_duration, show_size,
 };
-use crate::fetch::{CredentialSource, Listeners, NodeCredential, Repositories, provider_problems};
+use crate::fetch::{
+    ANY_REGISTRY, CredentialSource, Listeners, NodeCredential, Repositories, Scheme, provider_problems,
+};
 
 /// What `check` prints.
 #[derive(Debug)]
@@ -142,11 +144,7 @@ fn engine_lines(config: &Config) -> Vec<(&'static str, String)> {
         true => ("refuse", "file:// in resources".to_owned()),
         false => ("read", format!("file:// in resources below {}", folders.join(", "))),
     });
-    let plain = config.registries.iter().filter(|(_, registry)| registry.plain_http);
-    let plain: Vec<_> = plain.map(|(host, _)| host.as_str()).collect();
-    if !plain.is_empty() {
-        lines.push(("speak", format!("plain HTTP to {}", plain.join(", "))));
-    }
+    lines.extend(registry_lines(config));
     if !config.blocked_cidrs.is_empty() {
         let networks: Vec<_> = config.blocked_cidrs.iter().map(ToString::to_string).collect();
         lines.push(("block", networks.join(", ")));
@@ -183,6 +181,35 @@ fn credential_line(credential: &NodeCredential) -> String {
 
 fn joined(items: &[impl ToString]) -> String {
     items.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+fn registry_lines(config: &Config) -> Vec<(&'static str, String)> {
+    let mut lines = Vec::new();
+    let plain = config.registries.iter().filter(|(_, registry)| registry.scheme == Scheme::Http);
+    let plain: Vec<_> = plain.map(|(host, _)| host.as_str()).collect();
+    if !plain.is_empty() {
+        lines.push(("speak", format!("plain HTTP to {}", plain.join(", "))));
+    }
+    for (host, registry) in config.registries.iter().filter(|(_, registry)| !registry.mirrors.is_empty()) {
+        let host = if host == ANY_REGISTRY { "other registries" } else { host };
+        let mirrors: Vec<_> = registry.mirrors.iter().map(|mirror| mirror.url.as_str()).collect();
+        lines.push(("ask", format!("{} for images of {host} first", mirrors.join(", "))));
+    }
+    if !config.containerd_hosts.is_empty() {
+        let folders: Vec<_> =
+            config.containerd_hosts.iter().map(|folder| folder.display().to_string()).collect();
+        lines.push((
+            "ask",
+            format!("the hosts in {} for images of registries without an entry", folders.join(", ")),
+        ));
+    }
+    for (scheme, proxy) in config.proxies.shown() {
+        lines.push(("reach", format!("{scheme} servers through {proxy}, from the environment")));
+    }
+    for variable in &config.variables {
+        lines.push(("read", format!("{variable}")));
+    }
+    lines
 }
 
 /// Whether the folder, or where it would be made, is on a file system in memory.

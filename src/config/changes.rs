@@ -27,6 +27,7 @@ impl Config {
             cache: Cache { directory, lower, max_module_bytes, max_bytes, min_free, expiry, lease, proof },
             sources,
             registries,
+            containerd_hosts,
             fetch:
                 Fetch {
                     timeout,
@@ -49,12 +50,16 @@ impl Config {
             admin,
             shutdown: Shutdown { timeout: shutdown_timeout },
             log: Log { level, format },
+            // The environment does not change.
+            proxies: _,
+            variables: _,
         } = self;
         let listeners = |agent: &Option<Agent>| agent.as_ref().map(|agent| agent.listeners.clone());
         let upstream = |agent: &Option<Agent>| agent.as_ref().map(|agent| agent.upstream.clone());
         let now = [
             ("sources", *sources != old.sources),
             ("registries", *registries != old.registries),
+            ("containerd_hosts", *containerd_hosts != old.containerd_hosts),
             ("cache.lower", *lower != old.cache.lower),
             ("cache.max_module_bytes", *max_module_bytes != old.cache.max_module_bytes),
             ("cache.max_bytes", *max_bytes != old.cache.max_bytes),

@@ -1,10 +1,13 @@
 //! The environment, read once. Nothing else in wasmferry looks at it.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use directories::ProjectDirs;
 
+use super::variables::ISTIO;
 use crate::fetch::ProgramEnvironment;
+use crate::secret::Secret;
 
 /// What the environment says. A variable that is empty counts as unset.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -23,6 +26,14 @@ pub struct Environment {
     pub programs: ProgramEnvironment,
     /// `NO_COLOR` is set.
     pub no_color: bool,
+    /// `HTTP_PROXY` or `http_proxy`, which may hold a password.
+    pub http_proxy: Option<Secret>,
+    /// `HTTPS_PROXY` or `https_proxy`.
+    pub https_proxy: Option<Secret>,
+    /// `NO_PROXY` or `no_proxy`.
+    pub no_proxy: Option<String>,
+    /// Those of the variables of Istio's agent that mean something here.
+    pub istio: BTreeMap<&'static str, String>,
 }
 
 impl Environment {
@@ -39,7 +50,13 @@ impl Environment {
         let docker = set("DOCKER_CONFIG")
             .map(PathBuf::from)
             .or_else(|| set("HOME").map(|home| PathBuf::from(home).join(".docker")));
+        // As Go reads them, in the order in which it looks.
+        let either = |upper: &str, lower: &str| set(upper).or_else(|| set(lower));
         Self {
+            http_proxy: either("HTTP_PROXY", "http_proxy").map(Secret::new),
+            https_proxy: either("HTTPS_PROXY", "https_proxy").map(Secret::new),
+            no_proxy: either("NO_PROXY", "no_proxy"),
+            istio: ISTIO.into_iter().filter_map(|name| Some((name, set(name)?))).collect(),
             config_file: set("WASMFERRY_CONFIG").map(PathBuf::from),
             docker_config: docker.map(|folder| folder.join("config.json")),
             cache_directory,
@@ -69,7 +86,9 @@ mod tests {
 
     #[test]
     fn an_empty_variable_counts_as_unset() {
-        let names = ["WASMFERRY_CONFIG", "DOCKER_CONFIG", "HOME", "PATH", "RUST_LOG", "NO_COLOR"];
+        let names =
+            ["WASMFERRY_CONFIG", "DOCKER_CONFIG", "HOME", "PATH", "RUST_LOG", "NO_COLOR", "HTTPS_PROXY"];
         assert_eq!(read(&names.map(|name| (name, ""))), Environment::default());
+        assert_eq!(read(&ISTIO.map(|name| (name, ""))), Environment::default());
     }
 }

@@ -5,6 +5,7 @@ use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
 use super::reader::Problems;
+use super::variables::{FileKeys, Variables};
 use super::{Config, ConfigError, Environment, MAX_FILE_BYTES, Problem, Watch, schema};
 use crate::clock::Clock;
 use crate::fetch::ProgramEnvironment;
@@ -23,7 +24,7 @@ pub struct Overrides {
 #[derive(Debug, Clone)]
 pub struct Loader {
     file: Option<PathBuf>,
-    cache_directory: Option<PathBuf>,
+    environment: Environment,
     overrides: Overrides,
     programs: ProgramEnvironment,
 }
@@ -33,7 +34,7 @@ impl Loader {
     pub fn new(file: Option<PathBuf>, environment: &Environment, overrides: Overrides) -> Self {
         Self {
             file: file.or_else(|| environment.config_file.clone()),
-            cache_directory: environment.cache_directory.clone(),
+            environment: environment.clone(),
             overrides,
             programs: environment.programs.clone(),
         }
@@ -79,13 +80,19 @@ impl Loader {
     pub(super) fn parse(&self, file: &Path, text: &str) -> Result<Config, ConfigError> {
         let invalid = |problems| ConfigError::Invalid { file: file.to_owned(), problems };
         let root = Node::parse(text).map_err(|error| invalid(vec![Problem::from(error)]))?;
-        let default_directory = self.overrides.cache_directory.as_ref().or(self.cache_directory.as_ref());
+        let mut variables = Variables::read(&self.environment)?;
+        if let Some(directory) = &self.overrides.cache_directory {
+            variables.defaults.cache_directory = Some(directory.clone());
+        }
+        let keys = FileKeys::of(&root);
         let problems = Problems::default();
-        let config = schema::read(root, default_directory.cloned(), &problems);
+        let config = schema::read(root, &variables.defaults, &problems);
         let problems = problems.into_vec();
         match config {
             Some(config) if problems.is_empty() => {
-                Ok(self.overrides.apply(Config { programs: self.programs.clone(), ..config }))
+                let mut config = Config { programs: self.programs.clone(), ..config };
+                variables.complete(&mut config, &keys);
+                Ok(self.overrides.apply(config))
             }
             _ => Err(invalid(problems)),
         }

@@ -17,8 +17,10 @@ mod group;
 mod load;
 mod log;
 mod reader;
+mod registries;
 mod schema;
 mod units;
+mod variables;
 mod warnings;
 mod watch;
 
@@ -33,6 +35,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use rustix::fs::Gid;
 
+pub use crate::fetch::{Proxies, Registry};
 pub use address::{InvalidAddress, ListenAddress, UpstreamAddress};
 pub use changes::Changes;
 pub use environment::Environment;
@@ -40,6 +43,7 @@ pub use error::{ConfigError, Problem};
 pub use load::{Loader, Overrides};
 pub use log::{Log, LogFormat, LogLevel, NotOneOf};
 pub use units::{show_duration, show_size};
+pub use variables::Variable;
 pub use watch::Watch;
 
 use crate::fetch::{NodeCredential, ProgramEnvironment};
@@ -54,8 +58,10 @@ pub struct Config {
     pub agent: Option<Agent>,
     pub cache: Cache,
     pub sources: Sources,
-    /// By `HOST` or `HOST:PORT`, in lower case.
+    /// By `HOST` or `HOST:PORT`, in lower case, or [`ANY_REGISTRY`](crate::fetch::ANY_REGISTRY).
     pub registries: BTreeMap<String, Registry>,
+    /// Folders as containerd's `certs.d`, for registries that have no entry.
+    pub containerd_hosts: Vec<PathBuf>,
     pub fetch: Fetch,
     /// Networks that no fetch may reach, beside those that are always blocked.
     pub blocked_cidrs: Vec<IpNet>,
@@ -73,6 +79,10 @@ pub struct Config {
     pub admin: Option<Admin>,
     pub shutdown: Shutdown,
     pub log: Log,
+    /// From the environment alone.
+    pub proxies: Proxies,
+    /// What else the environment says.
+    pub variables: Vec<Variable>,
 }
 
 /// What an agent serves, and where that comes from.
@@ -149,13 +159,6 @@ pub enum MinFree {
 pub struct Sources {
     /// The folders below which `file://` may read.
     pub file: Vec<PathBuf>,
-}
-
-/// What holds for one registry.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Registry {
-    /// Speak HTTP without TLS to it.
-    pub plain_http: bool,
 }
 
 /// How modules are fetched.

@@ -167,6 +167,15 @@ impl<'p> Field<'p> {
         }
     }
 
+    /// As [`Field::parsed`] for a text that is never shown.
+    pub fn secret<T, E: Display>(self, parse: impl FnOnce(&str) -> Result<T, E>) -> Option<T> {
+        let parsed = match &self.node.value {
+            Value::Text(text) => parse(text).map_err(|why| why.to_string()),
+            _ => Err("expected a text (in quotes)".to_owned()),
+        };
+        parsed.map_err(|why| self.refuse_unseen(why)).ok()
+    }
+
     /// A text or a whole number, which `parse` sees as text.
     pub fn parsed_or_number<T, E: Display>(self, parse: impl FnOnce(&str) -> Result<T, E>) -> Option<T> {
         let text = match &self.node.value {

@@ -4,8 +4,8 @@
 //! A mistake never ends the reading, so that all of them are told at once: what is wrong is reported
 //! and its default stands in, and the caller drops the result where anything was reported.
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -13,9 +13,11 @@ use ipnet::IpNet;
 
 use super::address::{InvalidAddress, ListenAddress, collide, parse_host};
 use super::reader::{Field, Place, Problems, Section};
+use super::registries::registries;
 use super::units::parse_size;
+use super::variables::Defaults;
 use super::{
-    Admin, Agent, Cache, Config, Fallback, Fetch, Health, Listener, Log, MinFree, Proof, Registry, Relay,
+    Admin, Agent, Cache, Config, Fallback, Fetch, Health, Listener, Log, MinFree, Proof, Proxies, Relay,
     Shutdown, Sources, TagRefresh, Upstream, WasmBudgets, WhenDown, credentials, group,
 };
 use crate::fetch::ProgramEnvironment;
@@ -36,7 +38,9 @@ const DEFAULT_STORE_BYTES: u64 = 10 * GIB;
 const MAX_STORE_BYTES: u64 = 16 << 40;
 const DEFAULT_MIN_FREE: MinFree = MinFree::Percent(5);
 const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
-const MIN_EXPIRY: Duration = Duration::from_secs(60);
+pub(super) const EXPIRY: RangeInclusive<Duration> = Duration::from_secs(60)..=YEAR;
+pub(super) const MODULE_BYTES: RangeInclusive<u64> = KIB..=4 * GIB;
+pub(super) const TIMEOUT: RangeInclusive<Duration> = SECOND..=HOUR;
 /// Longer than a node is remembered, so that what is kept for it is there.
 const MIN_LEASE: Duration = Duration::from_secs(15 * 60);
 /// The largest message that a control plane may send has to fit the budget for all.
@@ -49,11 +53,11 @@ const NO_ADDRESS: &str = "missing: unix:/PATH or IP:PORT";
 const AGENT_KEYS: [&str; 6] = ["listeners", "upstream", "relay", "health", "admin", "shutdown"];
 
 /// Reads the whole document. The result means something only where `problems` stays empty.
-pub(super) fn read(root: Node, cache_directory: Option<PathBuf>, problems: &Problems) -> Option<Config> {
-    Section::read_root(root, problems, |root| document(root, cache_directory))
+pub(super) fn read(root: Node, defaults: &Defaults, problems: &Problems) -> Option<Config> {
+    Section::read_root(root, problems, |root| document(root, defaults))
 }
 
-fn document(root: &mut Section, cache_directory: Option<PathBuf>) -> Config {
+fn document(root: &mut Section, defaults: &Defaults) -> Config {
     let is_agent = AGENT_KEYS.iter().any(|key| root.has(key));
     match root.take("version") {
         Some(field) => _ = field.parsed_or_number(version),
@@ -71,12 +75,11 @@ fn document(root: &mut Section, cache_directory: Option<PathBuf>) -> Config {
     let known: Vec<_> = listeners.iter().flatten().map(|listener| listener.address.clone()).collect();
     Config {
         agent: listeners.zip(upstream.flatten()).map(|(listeners, upstream)| Agent { listeners, upstream }),
-        cache: root
-            .section("cache", |section| cache(section, cache_directory))
-            .unwrap_or_else(Cache::nowhere),
+        cache: root.section("cache", |section| cache(section, defaults)).unwrap_or_else(Cache::nowhere),
         sources: root.section("sources", sources).unwrap_or_default(),
         registries: root.take("registries").and_then(registries).unwrap_or_default(),
-        fetch: root.section("fetch", fetch).unwrap_or_default(),
+        containerd_hosts: list(root.take("containerd_hosts"), Field::path),
+        fetch: root.section("fetch", |section| fetch(section, defaults)).unwrap_or_default(),
         blocked_cidrs: list(root.take("blocked_cidrs"), cidr),
         realms: list(root.take("realms"), |realm| realm.parsed(parse_host)),
         credentials: root
@@ -93,6 +96,8 @@ fn document(root: &mut Section, cache_directory: Option<PathBuf>) -> Config {
         admin: root.take("admin").and_then(|field| admin(field, &mut taken)),
         shutdown: root.section("shutdown", shutdown).unwrap_or_default(),
         log: root.section("log", log).unwrap_or_default(),
+        proxies: Proxies::default(),
+        variables: Vec::new(),
     }
 }
 
@@ -203,7 +208,8 @@ impl Default for Proof {
     }
 }
 
-fn cache(section: &mut Section, default: Option<PathBuf>) -> Cache {
+fn cache(section: &mut Section, defaults: &Defaults) -> Cache {
+    let default = defaults.cache_directory.clone();
     let directory = match section.take("directory") {
         Some(field) => field.path(),
         None if default.is_none() => {
@@ -213,18 +219,18 @@ fn cache(section: &mut Section, default: Option<PathBuf>) -> Cache {
         None => default,
     };
     let lower = list(section.take("lower"), Field::path);
-    let max_module_bytes = section.take("max_module_bytes").and_then(|field| field.size(KIB..=4 * GIB));
+    let max_module_bytes = section.take("max_module_bytes").and_then(|field| field.size(MODULE_BYTES));
     let max_bytes = section.take("max_bytes").and_then(|field| field.size(KIB..=MAX_STORE_BYTES));
     let min_free = section.take("min_free").and_then(|field| field.parsed_or_number(min_free));
-    let expiry = section.take("expiry").and_then(|field| field.duration(MIN_EXPIRY..=YEAR));
+    let expiry = section.take("expiry").and_then(|field| field.duration(EXPIRY));
     let lease = section.take("lease").and_then(|field| field.duration(MIN_LEASE..=YEAR));
     Cache {
         directory: directory.unwrap_or_default(),
         lower,
-        max_module_bytes: max_module_bytes.unwrap_or(DEFAULT_MODULE_BYTES),
+        max_module_bytes: max_module_bytes.or(defaults.max_module_bytes).unwrap_or(DEFAULT_MODULE_BYTES),
         max_bytes: max_bytes.unwrap_or(DEFAULT_STORE_BYTES),
         min_free: min_free.unwrap_or(DEFAULT_MIN_FREE),
-        expiry: expiry.unwrap_or(DAY),
+        expiry: expiry.or(defaults.expiry).unwrap_or(DAY),
         lease: lease.unwrap_or(DAY),
         proof: section.section("proof", proof).unwrap_or_default(),
     }
@@ -261,38 +267,15 @@ fn sources(section: &mut Section) -> Sources {
     Sources { file: list(section.take("file"), Field::path) }
 }
 
-fn registries(field: Field) -> Option<BTreeMap<String, Registry>> {
-    field.into_section(|section| {
-        let mut registries = BTreeMap::new();
-        for (key, field) in section.take_all() {
-            match parse_host(&key) {
-                Err(why) => field.refuse_unseen(why),
-                Ok(host) if registries.contains_key(&host) => {
-                    field.refuse_unseen("this registry is set twice, in another spelling");
-                }
-                Ok(host) => {
-                    let registry = field.into_section_or_empty(registry).unwrap_or_default();
-                    registries.insert(host, registry);
-                }
-            }
-        }
-        registries
-    })
-}
-
-fn registry(section: &mut Section) -> Registry {
-    Registry { plain_http: section.take("plain_http").and_then(Field::boolean).unwrap_or_default() }
-}
-
-fn fetch(section: &mut Section) -> Fetch {
+fn fetch(section: &mut Section, defaults: &Defaults) -> Fetch {
     let default = Fetch::default();
-    let mut duration = |key| section.take(key).and_then(|field| field.duration(SECOND..=HOUR));
+    let mut duration = |key| section.take(key).and_then(|field| field.duration(TIMEOUT));
     let (timeout, progress_timeout) = (duration("timeout"), duration("progress_timeout"));
     let credential_timeout = duration("credential_timeout");
     let hold = section.take("hold").and_then(|field| field.duration(Duration::ZERO..=HOUR));
     let concurrency = section.take("concurrency").and_then(|field| field.integer(1..=64));
     Fetch {
-        timeout: timeout.unwrap_or(default.timeout),
+        timeout: timeout.or(defaults.timeout).unwrap_or(default.timeout),
         progress_timeout: progress_timeout.unwrap_or(default.progress_timeout),
         credential_timeout: credential_timeout.unwrap_or(default.credential_timeout),
         concurrency: concurrency.and_then(|n| usize::try_from(n).ok()).unwrap_or(default.concurrency),
@@ -363,7 +346,7 @@ fn admin(field: Field, taken: &mut Taken) -> Option<Admin> {
     Some(Admin { listen: taken.address(listen, str::parse, ListenAddress::clone)? })
 }
 
-fn required<'p>(section: &mut Section<'p>, key: &'static str, why: &str) -> Option<Field<'p>> {
+pub(super) fn required<'p>(section: &mut Section<'p>, key: &'static str, why: &str) -> Option<Field<'p>> {
     let field = section.take(key);
     if field.is_none() {
         section.refuse(key, why);
@@ -383,6 +366,6 @@ fn log(section: &mut Section) -> Log {
     }
 }
 
-fn list<'p, T>(field: Option<Field<'p>>, read: impl FnMut(Field<'p>) -> Option<T>) -> Vec<T> {
+pub(super) fn list<'p, T>(field: Option<Field<'p>>, read: impl FnMut(Field<'p>) -> Option<T>) -> Vec<T> {
     field.and_then(|field| field.list(read)).unwrap_or_default()
 }

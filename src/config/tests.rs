@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::*;
+use crate::fetch::Scheme;
 
 const FILE: &str = "f.yaml";
 
@@ -124,8 +125,8 @@ fn every_key_is_read() {
         },
         sources: Sources { file: vec!["/plugins".into(), "/more".into()] },
         registries: BTreeMap::from([
-            ("registry.example:5000".to_owned(), Registry { plain_http: true }),
-            ("plain.example".to_owned(), Registry { plain_http: false }),
+            ("registry.example:5000".to_owned(), Registry { scheme: Scheme::Http, ..Registry::default() }),
+            ("plain.example".to_owned(), Registry::default()),
         ]),
         fetch: Fetch {
             timeout: Duration::from_secs(60),
@@ -157,6 +158,9 @@ fn every_key_is_read() {
         admin: Some(Admin { listen: ListenAddress::Unix("/run/wasmferry/admin.sock".into()) }),
         shutdown: Shutdown { timeout: Duration::ZERO },
         log: Log { level: Some(LogLevel::Debug), format: Some(LogFormat::Json) },
+        containerd_hosts: Vec::new(),
+        proxies: Proxies::default(),
+        variables: Vec::new(),
     };
     assert_eq!(config, expected);
 }
@@ -192,8 +196,9 @@ fn what_is_unset_or_null_has_its_default() {
 
 #[test]
 fn an_unknown_key_is_named_with_its_line_and_never_its_value() {
-    let known = "version, listeners, upstream, cache, sources, registries, fetch, blocked_cidrs, realms, \
-                 credentials, credential_providers, relay, wasm, health, admin, shutdown, log";
+    let known = "version, listeners, upstream, cache, sources, registries, containerd_hosts, fetch, \
+                 blocked_cidrs, realms, credentials, credential_providers, relay, wasm, health, admin, \
+                 shutdown, log";
     refuses_line("pasword: hunter2", &format!("pasword: unknown key; known are {known}"));
     refuses_line(
         "cache: {directory: /c, max_module_byte: 1MiB}",
@@ -206,7 +211,8 @@ fn an_unknown_key_is_named_with_its_line_and_never_its_value() {
     );
     refuses_line(
         "registries: {a.io: {insecure: true}}",
-        "registries.a.io.insecure: unknown key; known are plain_http",
+        "registries.a.io.insecure: unknown key; known are plain_http, client_certificate, ca_file, skip_verify, \
+         headers, mirrors",
     );
 }
 
@@ -693,4 +699,110 @@ fn a_credential_that_says_too_little_or_too_much_is_refused() {
         assert!(refusal.contains("credentials[0]") && refusal.contains(why), "{entry}: {refusal}");
         assert!(!refusal.contains("hunter2"));
     }
+}
+
+#[test]
+fn a_registry_has_mirrors_and_certificates() {
+    let text = format!(
+        "{BASE}containerd_hosts: [/etc/containerd/certs.d]\nregistries:\n  \"*\":\n    mirrors:\n      - \
+         {{url: \"https://m.io/p\", credentials: true, ca_file: /m.pem}}\n      - {{url: \"http://n.io:5000\"}}\n    \
+         ca_file: /ca.pem\n    client_certificate: {{certificate: /c.pem, key: /k.pem}}\n    skip_verify: true\n    \
+         headers: {{x-own: hunter2}}\n"
+    );
+    let config = parse(&text).unwrap();
+    assert_eq!(config.containerd_hosts, [PathBuf::from("/etc/containerd/certs.d")]);
+    let registry = &config.registries["*"];
+    let mirrors: Vec<_> =
+        registry.mirrors.iter().map(|mirror| (mirror.url.as_str(), mirror.credentials)).collect();
+    assert_eq!(mirrors, [("https://m.io/p", true), ("http://n.io:5000/", false)]);
+    assert_eq!(registry.mirrors[0].access.ca_files, [PathBuf::from("/m.pem")]);
+    assert!(registry.access.skip_verify && registry.access.ca_files == [PathBuf::from("/ca.pem")]);
+    assert_eq!(registry.access.headers["x-own"], "hunter2");
+    assert!(!format!("{config:?}").contains("hunter2"));
+}
+
+#[test]
+fn a_bad_mirror_or_header_is_refused_without_what_may_be_secret() {
+    let mirror = |mirror: &str, why: &str| {
+        let line = format!("registries: {{a.io: {{mirrors: [{mirror}]}}}}");
+        refuses_line(&line, &format!("registries.a.io.mirrors[0]{why}"));
+    };
+    mirror("{}", ".url: missing: https://HOST[:PORT][/PATH]");
+    let not = "not a mirror: https://HOST[:PORT][/PATH], or http:// for one without TLS";
+    mirror("{url: m.io}", &format!(".url: \"m.io\": {not}"));
+    mirror("{url: \"https://m.io/?a=hunter2\"}", &format!(".url: (not shown): {not}"));
+    let user = ".url: (not shown): a mirror's URL must not hold a user name or password";
+    mirror("{url: \"https://u:hunter2@m.io\"}", user);
+    mirror("{url: \"http://m.io\", skip_verify: true}", ".url: http together with what is for https");
+    refuses_line(
+        "registries: {a.io: {plain_http: true, ca_file: /a}}",
+        "registries.a.io.plain_http: set together with what is for https",
+    );
+    refuses_line(
+        "registries: {a.io: {headers: {host: hunter2}}}",
+        "registries.a.io.headers.host: this header is wasmferry's own",
+    );
+    refuses_line(
+        "registries: {a.io: {headers: {x-own: \"hunter2\\n\"}}}",
+        "registries.a.io.headers.x-own: holds what a header cannot carry",
+    );
+}
+
+/// A configuration of this text and these variables.
+fn with_variables(text: &str, variables: &[(&str, &str)]) -> Result<Config, ConfigError> {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("c.yaml");
+    std::fs::write(&file, text).unwrap();
+    let get =
+        |name: &str| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned());
+    let environment = Environment::read(get, Some("/cache".into()));
+    Loader::new(Some(file), &environment, Overrides::default()).load()
+}
+
+#[test]
+fn the_variables_of_istios_agent_stand_in_for_what_the_file_leaves_open() {
+    let variables = [
+        ("WASM_INSECURE_REGISTRIES", "a.io, B.io:5000,*"),
+        ("WASM_HTTP_REQUEST_TIMEOUT", "15s"),
+        ("WASM_MODULE_EXPIRY", "2h"),
+        ("ISTIO_WASM_MAX_BINARY_SIZE_BYTES", "1048576"),
+        ("BLOCKED_CIDRS_IN_WASM_FETCH", "10.0.0.0/8,fd00::/8"),
+    ];
+    let config = with_variables("version: 1", &variables).unwrap();
+    assert_eq!(config.fetch.timeout, Duration::from_secs(15));
+    assert_eq!((config.cache.expiry, config.cache.max_module_bytes), (Duration::from_secs(7200), 1 << 20));
+    assert_eq!(config.blocked_cidrs.len(), 2);
+    let insecure =
+        |registry: &Registry| registry.scheme == Scheme::HttpsThenHttp && registry.access.skip_verify;
+    assert_eq!(config.registries.keys().map(String::as_str).collect::<Vec<_>>(), ["*", "a.io", "b.io:5000"]);
+    assert!(config.registries.values().all(insecure));
+    assert_eq!(config.variables.len(), 7);
+
+    let file = "version: 1\nregistries: {a.io: {}}\nfetch: {timeout: 7s}\nblocked_cidrs: [10.0.0.0/8]\n\
+                cache: {expiry: 3h, max_module_bytes: }\n";
+    let config = with_variables(file, &variables).unwrap();
+    assert_eq!(
+        (config.fetch.timeout, config.cache.expiry),
+        (Duration::from_secs(7), Duration::from_secs(3 * 3600))
+    );
+    assert_eq!((config.cache.max_module_bytes, config.blocked_cidrs.len()), (1 << 20, 2));
+    assert_eq!(config.registries["a.io"], Registry::default());
+}
+
+#[test]
+fn a_variable_that_cannot_be_read_is_named_without_its_value() {
+    for (name, value) in [
+        ("WASM_INSECURE_REGISTRIES", "https://hunter2"),
+        ("WASM_HTTP_REQUEST_TIMEOUT", "hunter2"),
+        ("WASM_MODULE_EXPIRY", "1s"),
+        ("ISTIO_WASM_MAX_BINARY_SIZE_BYTES", "-1"),
+        ("BLOCKED_CIDRS_IN_WASM_FETCH", "hunter2"),
+        ("HTTPS_PROXY", "socks5://u:hunter2@p:1"),
+        ("HTTP_PROXY", "http://u:hunter2@p/path"),
+    ] {
+        let error = with_variables("version: 1", &[(name, value)]).unwrap_err().to_string();
+        assert!(error.starts_with(&format!("{name}: ")) && !error.contains("hunter2"), "{error}");
+    }
+    let config = with_variables("version: 1", &[("https_proxy", "u:hunter2@p.io:3128")]).unwrap();
+    assert!(!config.proxies.is_empty() && !format!("{config:?}").contains("hunter2"));
 }

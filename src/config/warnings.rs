@@ -52,6 +52,27 @@ impl Config {
         if self.sources.file.iter().any(|folder| folder.parent().is_none()) {
             warnings.push("sources.file: a resource may read every file that the agent can".to_owned());
         }
+        for (host, registry) in &self.registries {
+            let key = format!("registries.{host}");
+            let hosts = registry.mirrors.iter().map(|mirror| (mirror.url.as_str(), &mirror.access));
+            for (host, access) in hosts.chain([(host.as_str(), &registry.access)]) {
+                if access.skip_verify {
+                    warnings.push(format!("{key}: whoever answers for {host} is believed to be it"));
+                }
+            }
+            for mirror in registry.mirrors.iter().filter(|mirror| mirror.credentials) {
+                if mirror.url.scheme() == "http" {
+                    warnings.push(format!("{key}: credentials travel unencrypted to {}", mirror.url));
+                }
+            }
+        }
+        if !self.proxies.is_empty() {
+            warnings.push(
+                "proxies: behind them only addresses that stand in a URL can be checked, names cannot; the \
+                 proxy has to keep resources away from your networks"
+                    .to_owned(),
+            );
+        }
         warnings
     }
 }

@@ -7,6 +7,7 @@
 
 use std::fs::File;
 use std::io::{self, Read};
+use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::{Buf as _, Bytes};
@@ -16,6 +17,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::download::{Download, Event};
 use super::error::FetchError;
+use super::hosts::Doubt;
 use crate::clock::Clock;
 use crate::digest::{BlobDigest, Hasher, PayloadDigest, SourceDigest};
 use crate::wasm::Packaging;
@@ -48,6 +50,8 @@ pub struct Body {
     seen: u64,
     resumed: Resumed,
     state: State,
+    /// Of a layer from its first byte on: who gave it.
+    doubt: Option<Arc<Doubt>>,
 }
 
 /// What did not have to come again.
@@ -124,7 +128,13 @@ impl Body {
             seen: 0,
             resumed: Resumed::default(),
             state: State::Reading,
+            doubt: None,
         }
+    }
+
+    /// Tells who gave the bytes, if they turn out to be others than those that were promised.
+    pub(super) fn with_doubt(self, doubt: Arc<Doubt>) -> Self {
+        Body { doubt: Some(doubt), ..self }
     }
 
     /// How the module is packed in these bytes.
@@ -242,17 +252,32 @@ impl Body {
     fn check_digest(&self, hash: [u8; 32]) -> Result<(), FetchError> {
         let actual = BlobDigest::from_bytes(hash);
         match self.promise {
-            Promise::Blob { digest, .. } if digest != actual => Err(FetchError::DigestMismatch {
-                what: self.what.clone(),
-                expected: digest.to_string(),
-                actual: actual.to_string(),
-            }),
+            Promise::Blob { digest, .. } if digest != actual => {
+                Err(self.doubted(FetchError::DigestMismatch {
+                    what: self.what.clone(),
+                    expected: digest.to_string(),
+                    actual: actual.to_string(),
+                }))
+            }
             _ => Ok(()),
         }
     }
 
     fn wrong_size(&self, expected: u64, at_least: bool) -> FetchError {
-        FetchError::SizeMismatch { what: self.what.clone(), expected, actual: self.seen, at_least }
+        self.doubted(FetchError::SizeMismatch {
+            what: self.what.clone(),
+            expected,
+            actual: self.seen,
+            at_least,
+        })
+    }
+
+    /// Where another host may have what was promised, this is only that one's fault who gave this.
+    fn doubted(&self, error: FetchError) -> FetchError {
+        match self.doubt.as_ref().and_then(|doubt| doubt.cast()) {
+            Some(mirror) => FetchError::Mirror { mirror, source: Box::new(error) },
+            None => error,
+        }
     }
 }
 

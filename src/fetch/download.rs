@@ -19,7 +19,7 @@ use super::body::Resumed;
 use super::error::{FetchError, RegistryCode};
 use super::http::{Request, Response, Session};
 use super::manifest::Layer;
-use super::oci::Repository;
+use super::oci::{Others, Repository};
 
 /// How often one download goes on after it broke off.
 const MAX_RESUMES: u32 = 5;
@@ -28,7 +28,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 
 /// What can be asked for again.
 pub(super) enum Origin {
-    Layer { repository: Box<Repository>, layer: Layer },
+    Layer { repository: Box<Repository>, layer: Layer, others: Others },
     Url { shared: Arc<Shared>, url: Url, what: String, etag: Option<HeaderValue> },
 }
 
@@ -121,14 +121,18 @@ impl Download {
     /// error is the first one if that tells more.
     async fn resume(&mut self, broken: FetchError) -> Result<u64, FetchError> {
         let may_go_on = matches!(broken, FetchError::Transport { .. } | FetchError::Stalled { .. });
-        if !may_go_on || self.at == self.resumed_at || self.resumes >= MAX_RESUMES {
+        if !may_go_on {
+            return Err(broken);
+        }
+        let in_vain = self.at == self.resumed_at || self.resumes >= MAX_RESUMES;
+        if in_vain && !self.origin.switch(&broken) {
             return Err(broken);
         }
         if let Origin::Url { etag: None, .. } = self.origin {
             return Err(broken);
         }
         let clock = self.origin.shared().clock.clone();
-        let pause = PAUSE * 2u32.saturating_pow(self.resumes);
+        let pause = PAUSE * 2u32.saturating_pow(self.resumes.min(MAX_RESUMES));
         clock.sleep_until((clock.now() + pause).min(self.deadline)).await;
         self.resumed_at = self.at;
         self.resumes += 1;
@@ -140,8 +144,37 @@ impl Download {
 }
 
 impl Origin {
-    /// Asks for what follows the first `at` bytes, and where that is not to be had, for all.
+    /// Asks for what follows the first `at` bytes, and where that is not to be had, for all; of a layer
+    /// one host after the other.
     pub(super) async fn part(
+        &mut self,
+        at: u64,
+        size: Option<u64>,
+        deadline: Instant,
+    ) -> Result<Part, FetchError> {
+        loop {
+            match self.part_of_one(at, size, deadline).await {
+                Err(error) if self.switch(&error) => {}
+                outcome => return outcome,
+            }
+        }
+    }
+
+    /// Goes on with the next host that may have the layer; false where there is none.
+    fn switch(&mut self, because: &FetchError) -> bool {
+        match self {
+            Origin::Layer { repository, others, .. } => match others.next(because) {
+                Some(next) => {
+                    **repository = next;
+                    true
+                }
+                None => false,
+            },
+            Origin::Url { .. } => false,
+        }
+    }
+
+    async fn part_of_one(
         &mut self,
         at: u64,
         size: Option<u64>,
@@ -168,7 +201,7 @@ impl Origin {
     /// An answer with all the bytes, of which some have been had before.
     fn whole(&self, response: Response, skip: u64) -> Result<Part, FetchError> {
         match self {
-            Origin::Layer { repository, layer } => {
+            Origin::Layer { repository, layer, .. } => {
                 if let Some(actual) = response.length().filter(|length| *length != layer.size) {
                     let what = repository.layer_name(layer);
                     let expected = layer.size;
@@ -203,12 +236,12 @@ impl Origin {
             headers.insert(header::RANGE, range);
         }
         match self {
-            Origin::Layer { repository, layer } => repository.layer(layer, headers, deadline).await,
+            Origin::Layer { repository, layer, .. } => repository.layer(layer, headers, deadline).await,
             Origin::Url { shared, url, what, etag } => {
                 if let (Some(_), Some(etag)) = (from, etag.as_ref()) {
                     headers.insert(header::IF_RANGE, etag.clone());
                 }
-                let mut session = Session::new(shared.client.clone());
+                let mut session = Session::new(shared.client.clone(), shared.web(url));
                 let request = Request { headers, ..Request::get(url.clone()) };
                 let response = session.send(request, deadline).await?;
                 let is_part = from.is_some() && response.status == StatusCode::PARTIAL_CONTENT;
@@ -230,7 +263,7 @@ impl Origin {
 
     fn what(&self) -> String {
         match self {
-            Origin::Layer { repository, layer } => repository.layer_name(layer),
+            Origin::Layer { repository, layer, .. } => repository.layer_name(layer),
             Origin::Url { what, .. } => what.clone(),
         }
     }

@@ -39,6 +39,14 @@ pub enum FetchError {
          (ca-certificates) or name a file of them in SSL_CERT_FILE"
     )]
     NoRoots,
+    #[error("cannot use {} for a connection", path.display())]
+    CertificateFile { path: PathBuf, source: io::Error },
+    #[error("{} {why}", path.display())]
+    Hosts { path: PathBuf, why: String },
+    #[error("the proxy {proxy} does not lead to {host}: {reason}")]
+    Proxy { proxy: String, host: String, reason: String },
+    #[error("{mirror} gave something else")]
+    Mirror { mirror: String, source: Box<FetchError> },
     #[error("the connection to {host} failed")]
     Transport { host: String, source: hyper::Error },
     #[error("{host} is at {address}, which must not be connected to: {reason}")]
@@ -98,6 +106,10 @@ impl FetchError {
             Connect { .. } => "connect",
             Tls { .. } => "tls",
             NoRoots => "no_roots",
+            CertificateFile { .. } => "certificate_file",
+            Hosts { .. } => "hosts",
+            Proxy { .. } => "proxy",
+            Mirror { source, .. } => source.label(),
             Transport { .. } => "transport",
             Blocked { .. } => "blocked",
             Redirect { .. } => "redirect",
@@ -133,6 +145,10 @@ impl FetchError {
             | Connect { .. }
             | Tls { .. }
             | NoRoots
+            | CertificateFile { .. }
+            | Hosts { .. }
+            | Proxy { .. }
+            | Mirror { .. }
             | Transport { .. }
             | Timeout { .. }
             | Stalled { .. }

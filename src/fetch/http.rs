@@ -14,16 +14,17 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Body as _, Incoming};
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::task::AbortOnDropHandle;
 use url::{Position, Url};
 
 use super::address::Reach;
-use super::dial::{Dialer, Stream};
+use super::dial::{Dial, Dialer, Stream, USER_AGENT};
 use super::error::FetchError;
+use super::hosts::Access;
+use super::proxy::Proxy;
+use super::tls::Trust;
 use crate::clock::Clock;
 
-const USER_AGENT: &str = concat!("wasmferry/", env!("CARGO_PKG_VERSION"));
 const MAX_REDIRECTS: usize = 10;
 /// The limit of an answer's head, and of what is read ahead of a body.
 const READ_BUFFER: usize = 128 * 1024;
@@ -39,12 +40,35 @@ pub(super) struct Client {
 /// The connections of one fetch.
 pub(super) struct Session {
     client: Arc<Client>,
+    peer: Peer,
     idle: Vec<Connection>,
+}
+
+/// The server that a session is with, and what is special about it. What it leads to is another's.
+#[derive(Clone)]
+pub(super) struct Peer {
+    origin: url::Origin,
+    host: Option<url::Host>,
+    access: Arc<Access>,
+}
+
+impl Peer {
+    pub(super) fn new(url: &Url, access: Arc<Access>) -> Self {
+        Peer { origin: url.origin(), host: url.host().map(|host| host.to_owned()), access }
+    }
+
+    fn trust(&self, url: &Url) -> Trust {
+        match url.host().map(|host| host.to_owned()) == self.host {
+            true => Trust::own(&self.access),
+            false => Trust::led(&self.access),
+        }
+    }
 }
 
 struct Connection {
     origin: url::Origin,
     reach: Reach,
+    proxy: Option<Proxy>,
     sender: SendRequest<Full<Bytes>>,
     /// Moves the bytes; ends with the connection's last user.
     _driver: AbortOnDropHandle<()>,
@@ -81,8 +105,13 @@ impl Request {
 }
 
 impl Session {
-    pub(super) fn new(client: Arc<Client>) -> Self {
-        Session { client, idle: Vec::new() }
+    pub(super) fn new(client: Arc<Client>, peer: Peer) -> Self {
+        Session { client, peer, idle: Vec::new() }
+    }
+
+    /// The same with connections of its own.
+    pub(super) fn again(&self) -> Self {
+        Session::new(self.client.clone(), self.peer.clone())
     }
 
     /// Sends the request, follows redirects, and returns once the final answer's head is there.
@@ -115,12 +144,16 @@ impl Session {
                 outcome => return outcome,
             }
         }
-        let (stream, reach) = self.client.dialer.dial(&request.url, request.from, deadline).await?;
-        let origin = request.url.origin();
-        let connection = match stream {
-            Stream::Plain(stream) => handshake(stream, origin, reach).await,
-            Stream::Tls(stream) => handshake(stream, origin, reach).await,
+        let dial = Dial {
+            url: &request.url,
+            from: request.from,
+            trust: self.peer.trust(&request.url),
+            connect_timeout: self.peer.access.connect_timeout,
+            deadline,
         };
+        let dialled = self.client.dialer.dial(dial).await?;
+        let origin = request.url.origin();
+        let connection = handshake(dialled.stream, origin, dialled.reach, dialled.proxy).await;
         let connection =
             connection.map_err(|source| FetchError::Transport { host: host(&request.url), source })?;
         self.send_over(connection, request, deadline).await
@@ -142,7 +175,8 @@ impl Session {
         deadline: Instant,
     ) -> Result<Response, FetchError> {
         let client = &self.client;
-        let message = message(request)?;
+        let own = (request.url.origin() == self.peer.origin).then_some(&self.peer.access.headers);
+        let message = message(request, own, connection.proxy.as_ref())?;
         let exchange = async {
             connection.sender.ready().await?;
             connection.sender.send_request(message).await
@@ -240,32 +274,48 @@ async fn within<F: Future>(
     })
 }
 
-async fn handshake<S>(stream: S, origin: url::Origin, reach: Reach) -> Result<Connection, hyper::Error>
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
+async fn handshake(
+    stream: Stream,
+    origin: url::Origin,
+    reach: Reach,
+    proxy: Option<Proxy>,
+) -> Result<Connection, hyper::Error> {
     let mut builder = http1::Builder::new();
     builder.max_buf_size(READ_BUFFER);
     let (sender, driver) = builder.handshake(TokioIo::new(stream)).await?;
     // The driver's error reaches whoever waits for the answer or its body.
     let driver = tokio::spawn(async move { drop(driver.await) });
-    Ok(Connection { origin, reach, sender, _driver: AbortOnDropHandle::new(driver) })
+    Ok(Connection { origin, reach, proxy, sender, _driver: AbortOnDropHandle::new(driver) })
 }
 
-fn message(request: &Request) -> Result<http::Request<Full<Bytes>>, FetchError> {
+/// `own`: the headers that are configured for this server. A proxy is told the whole URL, and who we are
+/// to it.
+fn message(
+    request: &Request,
+    own: Option<&HeaderMap>,
+    proxy: Option<&Proxy>,
+) -> Result<http::Request<Full<Bytes>>, FetchError> {
     let url = &request.url;
+    let target = match proxy {
+        Some(_) => &url[..Position::AfterQuery],
+        None => &url[Position::BeforePath..Position::AfterQuery],
+    };
     let invalid = |_| FetchError::Unsupported {
         what: format!("a URL of {}", host(url)),
         reason: "it holds what HTTP cannot carry".to_owned(),
     };
     let mut message = http::Request::builder()
         .method(request.method.clone())
-        .uri(&url[Position::BeforePath..Position::AfterQuery])
+        .uri(target)
         .header(header::HOST, &url[Position::BeforeHost..Position::AfterPort])
         .header(header::USER_AGENT, USER_AGENT)
         .body(Full::new(request.body.clone()))
         .map_err(invalid)?;
+    message.headers_mut().extend(own.cloned().unwrap_or_default());
     message.headers_mut().extend(request.headers.clone());
+    if let Some(authorization) = proxy.and_then(|proxy| proxy.authorization.as_ref()) {
+        message.headers_mut().insert(header::PROXY_AUTHORIZATION, authorization.clone());
+    }
     if let Some(authorization) = &request.authorization {
         message.headers_mut().insert(header::AUTHORIZATION, authorization.clone());
     }

@@ -2,8 +2,9 @@
 //!
 //! ```text
 //! Fetcher -> oci ---------> auth -> realm
-//!         |    \-> manifest    \
-//!         |-> http_source ------+-> http -> dial -> names, address, tls
+//!         |    \-> manifest,   \
+//!         |        hosts        \
+//!         |-> http_source ------+-> http -> dial -> names, address, proxy, tls
 //!         |-> file               \-> download -> body
 //!         \-> credential, credentials
 //! ```
@@ -24,11 +25,14 @@ mod dial;
 mod download;
 mod error;
 mod file;
+mod files;
+mod hosts;
 mod http;
 mod http_source;
 mod manifest;
 mod names;
 mod oci;
+mod proxy;
 mod realm;
 mod tls;
 
@@ -49,12 +53,19 @@ pub use self::credentials::{
 };
 pub use self::error::{FetchError, RegistryCode};
 pub use self::file::FileAccess;
+pub use self::hosts::{
+    Access, DEFAULT as ANY_REGISTRY, KeyPair, Mirror, Registry, Scheme, go_duration, header_name,
+    header_value,
+};
+pub use self::proxy::{Proxies, Proxy};
 
 use self::address::AddressPolicy;
 use self::auth::Tokens;
 use self::body::Promise;
 use self::credentials::Sources;
 use self::dial::Dialer;
+use self::hosts::Doubts;
+use self::http::Peer;
 use self::names::Names;
 use self::tls::Tls;
 use crate::clock::Clock;
@@ -68,8 +79,13 @@ use crate::wasm::Packaging;
 pub struct FetchConfig {
     /// Which files may be read.
     pub files: FileAccess,
-    /// What is special about a registry, by `HOST[:PORT]` in lower case.
+    /// What is special about a registry, by `HOST[:PORT]` in lower case; [`ANY_REGISTRY`] is for those
+    /// that nothing else speaks of.
     pub registries: BTreeMap<String, Registry>,
+    /// containerd's folders of hosts, for registries that have no entry.
+    pub containerd_hosts: Vec<PathBuf>,
+    /// Through what servers are reached.
+    pub proxies: Proxies,
     /// Hosts of token servers that any registry may name, besides those that are known.
     pub realms: Vec<String>,
     /// A larger manifest is an error.
@@ -94,20 +110,14 @@ pub struct FetchConfig {
     pub metrics: Option<Metrics>,
 }
 
-/// What is special about a registry.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Registry {
-    /// Speak http to it and not https. A registry on loopback that is not configured is spoken to in
-    /// http; one that is configured, as this says.
-    pub plain_http: bool,
-}
-
 impl Default for FetchConfig {
     fn default() -> Self {
         const MIB: u64 = 1024 * 1024;
         Self {
             files: FileAccess::Below(Vec::new()),
             registries: BTreeMap::new(),
+            containerd_hosts: Vec::new(),
+            proxies: Proxies::default(),
             realms: Vec::new(),
             max_manifest_bytes: 8 * MIB,
             max_module_bytes: 256 * MIB,
@@ -135,6 +145,22 @@ struct Shared {
     client: Arc<http::Client>,
     tokens: Tokens,
     node: Arc<Sources>,
+    doubts: Arc<Doubts>,
+}
+
+impl Shared {
+    /// The server of a URL that is no registry's, whose certificates are what its entry says, if it has
+    /// one. What else stands there is for who pulls images.
+    fn web(&self, url: &Url) -> Peer {
+        let host = http::host(url).to_ascii_lowercase();
+        let entry = self.config.registries.get(&host).map(|entry| &entry.access);
+        let access = entry.map(|access| Access {
+            ca_files: access.ca_files.clone(),
+            skip_verify: access.skip_verify,
+            ..Access::default()
+        });
+        Peer::new(url, Arc::new(access.unwrap_or_default()))
+    }
 }
 
 impl Fetcher {
@@ -144,6 +170,7 @@ impl Fetcher {
             names: Names::new(names::system()),
             policy: AddressPolicy::new(config.blocked_cidrs.clone()),
             tls: Tls::system(),
+            proxies: config.proxies.clone(),
             connect_timeout: config.connect_timeout,
             clock: clock.clone(),
             #[cfg(test)]
@@ -157,7 +184,8 @@ impl Fetcher {
         let client = http::Client { dialer, clock: clock.clone(), progress_timeout };
         let tokens = Tokens::new(clock.clone(), config.realms.clone());
         let node = Arc::new(Sources::of(&config, &clock));
-        Self { shared: Arc::new(Shared { config, clock, client: Arc::new(client), tokens, node }) }
+        let doubts = Arc::new(Doubts::new(clock.clone()));
+        Self { shared: Arc::new(Shared { config, clock, client: Arc::new(client), tokens, node, doubts }) }
     }
 
     /// When a fetch that begins now must have ended.
@@ -215,13 +243,7 @@ impl Fetcher {
             ModuleUrl::Http(url) => Place::Http(url.clone()),
             ModuleUrl::File(path) => Place::File(path.clone()),
             ModuleUrl::Oci(reference) => {
-                let (logins, mut next) = (credential.logins()?, 0);
-                let found = loop {
-                    match oci::locate(&self.shared, reference, logins.get(next), deadline).await {
-                        Err(error) if error.refuses_the_credential() && next + 1 < logins.len() => next += 1,
-                        outcome => break outcome?,
-                    }
-                };
+                let found = oci::locate(&self.shared, reference, credential, deadline).await?;
                 Place::Oci(Box::new(found))
             }
         };
@@ -240,13 +262,7 @@ impl Fetcher {
         let (ModuleUrl::Oci(reference), Some(_)) = (&request.url, request.tag_registry()) else {
             return Ok(None);
         };
-        let (logins, mut next) = (credential.logins()?, 0);
-        loop {
-            match oci::tag_digest(&self.shared, reference, logins.get(next), deadline).await {
-                Err(error) if error.refuses_the_credential() && next + 1 < logins.len() => next += 1,
-                outcome => return outcome.map(Some),
-            }
-        }
+        oci::tag_digest(&self.shared, reference, credential, deadline).await.map(Some)
     }
 
     /// Whether the registry says that the layer is there for this credential, which costs it a HEAD. Not

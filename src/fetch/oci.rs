@@ -1,6 +1,7 @@
 //! Pulls from a registry (OCI distribution specification 1.1): the manifest, chosen and checked, then
 //! the layer that holds the module.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -13,14 +14,15 @@ use url::Url;
 use super::Shared;
 use super::auth::{Asker, Authorization};
 use super::body::{Body, Promise};
-use super::credential::Login;
+use super::credential::{Credential, Login};
 use super::download::{Download, Origin};
 use super::error::{FetchError, RegistryCode};
-use super::http::{Request, Response, Session};
+use super::hosts::{self, Doubt, Endpoint};
+use super::http::{Peer, Request, Response, Session};
 use super::manifest::{self, Child, Image, Layer, Manifest, Refusal};
 use super::realm;
-use crate::digest::SourceDigest;
-use crate::module::is_loopback;
+use crate::causes::with_causes;
+use crate::digest::{BlobDigest, SourceDigest};
 use crate::wasm::Packaging;
 
 /// How much of an error's body is read for its code.
@@ -37,14 +39,17 @@ pub(super) struct Found {
     pub(super) index: Option<SourceDigest>,
     pub(super) layer: Layer,
     repository: Repository,
+    others: Others,
 }
 
 /// One repository as one login sees it, for the length of one fetch.
 pub(super) struct Repository {
     shared: Arc<Shared>,
     session: Session,
+    endpoint: Arc<Endpoint>,
     /// `https://HOST/v2/NAME/`
     base: Url,
+    /// As this host knows it.
     name: String,
     /// The image, for errors.
     what: String,
@@ -54,31 +59,56 @@ pub(super) struct Repository {
     renewed: bool,
 }
 
+/// What a host is asked.
+#[derive(Clone, Copy)]
+enum Question<'a> {
+    /// The image by tag or digest; where it is known, all its bytes must have the digest.
+    Image { named: &'a str, pinned: Option<SourceDigest> },
+    /// The digest that a tag has now: an image's or an index's. Costs a HEAD, and a GET where it is not
+    /// answered as the specification says.
+    Digest { tag: &'a str },
+}
+
+enum Answer {
+    Image { manifest: SourceDigest, index: Option<SourceDigest>, image: Image },
+    Digest(SourceDigest),
+}
+
+/// Who wants which image from whom.
+struct Asking<'a> {
+    shared: &'a Arc<Shared>,
+    reference: &'a Reference,
+    logins: &'a [Login],
+    deadline: Instant,
+}
+
 /// Fetches and checks the manifest, and picks the layer.
 pub(super) async fn locate(
     shared: &Arc<Shared>,
     reference: &Reference,
-    login: Option<&Login>,
+    credential: &Credential,
     deadline: Instant,
 ) -> Result<Found, FetchError> {
-    let mut repository = Repository::new(shared.clone(), reference, login)?;
+    let asking = Asking { shared, reference, logins: credential.logins()?, deadline };
+    let hosts = asking.hosts().await?;
     let pinned = match reference.digest().map(str::parse::<SourceDigest>) {
         None => None,
         Some(Ok(digest)) => Some(digest),
-        Some(Err(error)) => return Err(repository.refused(Refusal::Unsupported(error.to_string()))),
+        Some(Err(error)) => return Err(asking.unsupported(error.to_string())),
     };
-    let named = match pinned {
-        Some(digest) => digest.to_string(),
-        None => reference.tag().unwrap_or("latest").to_owned(),
+    // Who may only be asked by digest and comes first, gets the digest of one who may say what a tag is.
+    let pinned = match (pinned, hosts.first()) {
+        (None, Some(first)) if !first.resolve => Some(asking.tag_digest(&hosts).await?),
+        (pinned, _) => pinned,
     };
-    let (digest, read) = repository.manifest(&named, pinned, None, deadline).await?;
-    let (manifest, index, image) = match read {
-        Manifest::Image(image) => (digest, None, image),
-        Manifest::Index(index) => {
-            let child = index.choose(architecture()).map_err(|refusal| repository.refused(refusal))?;
-            (child.digest, Some(digest), repository.child(child, deadline).await?)
-        }
+    let by_digest = pinned.map(|digest| digest.to_string());
+    let named = by_digest.as_deref().unwrap_or_else(|| asking.tag());
+    let question = Question::Image { named, pinned };
+    let (answer, repository) = match pinned {
+        Some(_) => asking.ask_each(&hosts, question).await?,
+        None => asking.ask_each(&resolving(&hosts), question).await?,
     };
+    let Answer::Image { manifest, index, image } = answer else { return Err(FetchError::Interrupted) };
     let layer = image.layer().map_err(|refusal| repository.refused(refusal))?;
     let limit = match layer.packaging {
         Packaging::Raw => shared.config.max_module_bytes,
@@ -87,41 +117,192 @@ pub(super) async fn locate(
     if layer.size > limit {
         return Err(FetchError::TooLarge { what: repository.layer_name(&layer), limit });
     }
-    Ok(Found { manifest, index, layer, repository })
+    let others = asking.others(&hosts, &repository, &layer);
+    Ok(Found { manifest, index, layer, repository, others })
 }
 
-/// The digest that a tag has now: an image's or an index's. Costs the registry a HEAD, and a GET where
-/// it does not answer that as the specification says.
+/// The digest that a tag has now: an image's or an index's.
 pub(super) async fn tag_digest(
     shared: &Arc<Shared>,
     reference: &Reference,
-    login: Option<&Login>,
+    credential: &Credential,
     deadline: Instant,
 ) -> Result<SourceDigest, FetchError> {
-    let mut repository = Repository::new(shared.clone(), reference, login)?;
-    let tag = reference.tag().unwrap_or("latest");
-    match repository.head(tag, deadline).await? {
-        Some(digest) => Ok(digest),
-        None => Ok(repository.manifest(tag, None, None, deadline).await?.0),
+    let asking = Asking { shared, reference, logins: credential.logins()?, deadline };
+    let hosts = asking.hosts().await?;
+    asking.tag_digest(&hosts).await
+}
+
+impl Asking<'_> {
+    async fn hosts(&self) -> Result<Vec<Arc<Endpoint>>, FetchError> {
+        let config = &self.shared.config;
+        hosts::endpoints(&config.registries, &config.containerd_hosts, self.reference.registry()).await
+    }
+
+    fn tag(&self) -> &str {
+        self.reference.tag().unwrap_or("latest")
+    }
+
+    fn unsupported(&self, reason: String) -> FetchError {
+        FetchError::Unsupported { what: format!("oci://{}", self.reference.whole()), reason }
+    }
+
+    fn logins(&self, host: &Endpoint) -> &[Login] {
+        if host.credentials { self.logins } else { &[] }
+    }
+
+    async fn tag_digest(&self, hosts: &[Arc<Endpoint>]) -> Result<SourceDigest, FetchError> {
+        let question = Question::Digest { tag: self.tag() };
+        match self.ask_each(&resolving(hosts), question).await? {
+            (Answer::Digest(digest), _) => Ok(digest),
+            (Answer::Image { .. }, _) => Err(FetchError::Interrupted),
+        }
+    }
+
+    /// Asks one host after the other until one has an answer. Where none has, the last one's reason is
+    /// told, which is the registry's own.
+    async fn ask_each(
+        &self,
+        hosts: &[Arc<Endpoint>],
+        question: Question<'_>,
+    ) -> Result<(Answer, Repository), FetchError> {
+        let mut left = hosts.len();
+        for host in hosts {
+            left -= 1;
+            match self.ask(host, question).await {
+                Err(error) if left > 0 && self.shared.clock.now() < self.deadline => {
+                    told(self.reference, &host.host(), &error);
+                }
+                outcome => return outcome,
+            }
+        }
+        Err(self.unsupported("no host may be asked for it".to_owned()))
+    }
+
+    /// Asks one host, with each login that is let in nowhere before.
+    async fn ask(
+        &self,
+        host: &Arc<Endpoint>,
+        question: Question<'_>,
+    ) -> Result<(Answer, Repository), FetchError> {
+        let (logins, mut next) = (self.logins(host), 0);
+        loop {
+            let mut repository =
+                Repository::new(self.shared.clone(), host, self.reference, logins.get(next))?;
+            match repository.answer(question, self.deadline).await {
+                Ok(answer) => return Ok((answer, repository)),
+                Err(error) if error.refuses_the_credential() && next + 1 < logins.len() => next += 1,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Whom to ask for the layer besides the one who gave the manifest: those behind it first.
+    fn others(&self, hosts: &[Arc<Endpoint>], giver: &Repository, layer: &Layer) -> Others {
+        let at = hosts.iter().position(|host| Arc::ptr_eq(host, &giver.endpoint)).unwrap_or(0);
+        let (before, behind) = (hosts.iter().take(at), hosts.iter().skip(at + 1));
+        let ways = behind.chain(before).flat_map(|host| {
+            let logins = self.logins(host).iter().cloned().map(Some);
+            let anonymous = self.logins(host).is_empty().then_some(None);
+            logins.chain(anonymous).map(move |login| (host.clone(), login))
+        });
+        Others {
+            shared: self.shared.clone(),
+            reference: self.reference.clone(),
+            ways: ways.collect(),
+            doubt: Arc::new(Doubt::new(self.shared.doubts.clone(), layer.digest)),
+            layer: layer.digest,
+        }
+    }
+}
+
+/// Those that may be asked what a tag is.
+fn resolving(hosts: &[Arc<Endpoint>]) -> Vec<Arc<Endpoint>> {
+    hosts.iter().filter(|host| host.resolve).cloned().collect()
+}
+
+/// A host that fails is only seen where all do, and here.
+fn told(reference: &Reference, host: &str, error: &FetchError) {
+    tracing::info!(image = %reference, host, "the next host is asked: {}", with_causes(error));
+}
+
+/// The other hosts that a layer can be had from.
+pub(super) struct Others {
+    shared: Arc<Shared>,
+    reference: Reference,
+    ways: VecDeque<(Arc<Endpoint>, Option<Login>)>,
+    doubt: Arc<Doubt>,
+    layer: BlobDigest,
+}
+
+impl Others {
+    /// The next one, which is not asked for the same again.
+    pub(super) fn next(&mut self, because: &FetchError) -> Option<Repository> {
+        while let Some((host, login)) = self.ways.pop_front() {
+            if self.shared.doubts.holds(&host, &self.layer) && !self.ways.is_empty() {
+                continue;
+            }
+            // What holds of the deadline holds of all.
+            if matches!(because, FetchError::Timeout { during: "reading from", .. }) {
+                return None;
+            }
+            tracing::info!(
+                image = %self.reference, host = host.host(),
+                "the layer is asked of the next host: {}", with_causes(because)
+            );
+            let next = Repository::new(self.shared.clone(), &host, &self.reference, login.as_ref()).ok()?;
+            self.asks(&next);
+            return Some(next);
+        }
+        None
+    }
+
+    fn asks(&self, repository: &Repository) {
+        self.doubt.asks(&repository.endpoint, self.ways.len());
+    }
+
+    fn again(&self) -> Self {
+        Others {
+            shared: self.shared.clone(),
+            reference: self.reference.clone(),
+            ways: self.ways.clone(),
+            doubt: Arc::new(Doubt::new(self.shared.doubts.clone(), self.layer)),
+            layer: self.layer,
+        }
     }
 }
 
 impl Found {
     /// Begins to fetch what follows the first `from` bytes of the layer.
     pub(super) async fn open(self, from: u64, deadline: Instant) -> Result<Body, FetchError> {
-        let Found { manifest, layer, repository, .. } = self;
+        let Found { manifest, layer, mut repository, mut others, .. } = self;
         let (what, clock) = (repository.layer_name(&layer), repository.shared.clock.clone());
         let size = layer.size;
         let promise = Promise::Blob { digest: layer.digest, size, manifest };
-        let mut origin = Origin::Layer { repository: Box::new(repository), layer };
+        let known = FetchError::Changed { what: what.clone() };
+        if repository.shared.doubts.holds(&repository.endpoint, &layer.digest)
+            && let Some(next) = others.next(&known)
+        {
+            repository = next;
+        } else {
+            others.asks(&repository);
+        }
+        let doubt = others.doubt.clone();
+        let mut origin = Origin::Layer { repository: Box::new(repository), layer, others };
         let part = origin.part(from, Some(size), deadline).await?;
         let download = Download::new(origin, part, from, Some(size), deadline);
-        Ok(Body::network(what, layer.packaging, promise, download, clock))
+        let body = Body::network(what, layer.packaging, promise, download, clock);
+        // What was there before the first byte may be what is wrong.
+        Ok(if from == 0 { body.with_doubt(doubt) } else { body })
     }
 
     /// Asks whether the layer is there for this login. `false` where the registry has no answer to that.
     pub(super) async fn shows_layer(&mut self, deadline: Instant) -> Result<bool, FetchError> {
         let Found { layer, repository, .. } = self;
+        // A mirror that knows no credentials shows nothing of what one may read.
+        if repository.endpoint.namespace.is_some() && !repository.endpoint.credentials {
+            return Ok(false);
+        }
         let (path, what) = (format!("blobs/{}", layer.digest), repository.layer_name(layer));
         match repository.send(Method::HEAD, &path, &what, HeaderMap::new(), deadline).await {
             Ok(_) => Ok(true),
@@ -135,22 +316,30 @@ impl Found {
 
     /// The same once more, for another fetch of the layer.
     pub(super) fn again(&self) -> Found {
-        let Found { manifest, index, layer, repository } = self;
-        Found { manifest: *manifest, index: *index, layer: *layer, repository: repository.again() }
+        let Found { manifest, index, layer, repository, others } = self;
+        let (repository, others) = (repository.again(), others.again());
+        Found { manifest: *manifest, index: *index, layer: *layer, repository, others }
     }
 }
 
 impl Repository {
-    fn new(shared: Arc<Shared>, reference: &Reference, login: Option<&Login>) -> Result<Self, FetchError> {
+    fn new(
+        shared: Arc<Shared>,
+        endpoint: &Arc<Endpoint>,
+        reference: &Reference,
+        login: Option<&Login>,
+    ) -> Result<Self, FetchError> {
         let what = format!("oci://{}", reference.whole());
-        let base = base(&shared, reference).ok_or_else(|| FetchError::Unsupported {
-            what: what.clone(),
-            reason: "its registry is not a valid host".to_owned(),
-        })?;
-        let name = reference.repository().to_owned();
+        let (base, name) =
+            endpoint.repository(reference.repository()).ok_or_else(|| FetchError::Unsupported {
+                what: what.clone(),
+                reason: "its registry is not a valid host".to_owned(),
+            })?;
+        let peer = Peer::new(&base, endpoint.access.clone());
         Ok(Self {
-            session: Session::new(shared.client.clone()),
+            session: Session::new(shared.client.clone(), peer),
             authorization: shared.tokens.kept(&base, &name, login),
+            endpoint: endpoint.clone(),
             login: login.cloned(),
             renewed: false,
             shared,
@@ -160,11 +349,33 @@ impl Repository {
         })
     }
 
+    async fn answer(&mut self, question: Question<'_>, deadline: Instant) -> Result<Answer, FetchError> {
+        match question {
+            Question::Digest { tag } => Ok(Answer::Digest(match self.head(tag, deadline).await? {
+                Some(digest) => digest,
+                None => self.manifest(tag, None, None, deadline).await?.0,
+            })),
+            Question::Image { named, pinned } => {
+                let (digest, read) = self.manifest(named, pinned, None, deadline).await?;
+                Ok(match read {
+                    Manifest::Image(image) => Answer::Image { manifest: digest, index: None, image },
+                    Manifest::Index(index) => {
+                        let child = index.choose(architecture()).map_err(|refusal| self.refused(refusal))?;
+                        let manifest = child.digest;
+                        let image = self.child(child, deadline).await?;
+                        Answer::Image { manifest, index: Some(digest), image }
+                    }
+                })
+            }
+        }
+    }
+
     /// As it is now, with connections of its own.
     fn again(&self) -> Self {
         Self {
             shared: self.shared.clone(),
-            session: Session::new(self.shared.client.clone()),
+            session: self.session.again(),
+            endpoint: self.endpoint.clone(),
             base: self.base.clone(),
             name: self.name.clone(),
             what: self.what.clone(),
@@ -283,10 +494,14 @@ impl Repository {
         if self.authorization.as_ref().and_then(|sent| sent.until).is_some_and(|until| until <= now) {
             self.authorization = self.shared.tokens.kept(&self.base, &self.name, self.login.as_ref());
         }
-        let url = self
+        let mut url = self
             .base
             .join(path)
             .map_err(|_| self.refused(Refusal::Invalid("it cannot be written as a URL".to_owned())))?;
+        if let Some(namespace) = &self.endpoint.namespace {
+            // As containerd tells a mirror whose image is meant.
+            url.query_pairs_mut().append_pair("ns", namespace);
+        }
         loop {
             let request = Request {
                 headers: headers.clone(),
@@ -371,26 +586,6 @@ impl Repository {
 /// What a request for a manifest says that it takes.
 fn accept() -> HeaderMap {
     HeaderMap::from_iter([(header::ACCEPT, HeaderValue::from_static(manifest::ACCEPT))])
-}
-
-/// `SCHEME://HOST/v2/NAME/`. Plain http for a registry on loopback, as docker and crane do it, unless
-/// the configuration speaks of that registry; for others only where it says so.
-fn base(shared: &Shared, reference: &Reference) -> Option<Url> {
-    let registry = match reference.registry() {
-        "docker.io" => "registry-1.docker.io",
-        other => other,
-    };
-    let mut url = Url::parse(&format!("https://{registry}/v2/{}/", reference.repository())).ok()?;
-    let key = reference.registry().to_ascii_lowercase();
-    let plain = match shared.config.registries.get(&key) {
-        Some(configured) => configured.plain_http,
-        None => is_loopback(reference.registry()),
-    };
-    if plain {
-        // `set_scheme` would lose an explicit port 443, so the URL is read anew.
-        url = Url::parse(&format!("http://{registry}/v2/{}/", reference.repository())).ok()?;
-    }
-    Some(url)
 }
 
 /// This machine's architecture by the name that images give it.

@@ -74,6 +74,11 @@ impl ResolveError {
         )
     }
 
+    /// Whether a mirror gave other bytes than were promised, where another host may have them.
+    pub fn is_a_mirrors(&self) -> bool {
+        matches!(self, ResolveError::Fetch { source: FetchError::Mirror { .. }, .. })
+    }
+
     /// How long the source asked to be left alone.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {

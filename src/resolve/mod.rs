@@ -236,6 +236,9 @@ impl Resolver {
     }
 }
 
+/// So often a fetch is begun anew because a mirror gave other bytes.
+const MAX_MIRRORS: usize = 8;
+
 /// The source in the index: the URL and what is expected of it.
 fn source_key(request: &ModuleRequest) -> String {
     match &request.expected {
@@ -278,7 +281,17 @@ impl Inner {
     async fn fetch_counted(self: &Arc<Self>, asked: &Arc<Asked>, progress: &Arc<Progress>) -> Outcome {
         let start = self.clock.now();
         let mut counted = FetchCount { metrics: &self.metrics, label: "abandoned" };
-        let outcome = self.fetch(asked, progress).await;
+        let mut outcome = self.fetch(asked, progress).await;
+        for _ in 0..MAX_MIRRORS {
+            match &outcome {
+                // Whoever gave them is not asked for them again.
+                Err(error) if error.is_a_mirrors() => {
+                    tracing::warn!(url = %asked.request.url, "{error}; another host is asked");
+                }
+                _ => break,
+            }
+            outcome = self.fetch(asked, progress).await;
+        }
         counted.label = match &outcome {
             Ok(_) => "success",
             Err(error) => error.label(),

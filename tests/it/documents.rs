@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 use wasmferry::config::{Config, Environment, Loader, Overrides};
+use wasmferry::fetch::Registry;
 use wasmferry::metrics::{MessageLabels, Metrics, ReasonLabel, ServingLabel, result};
 use wasmferry::wasm::Budgets;
 
@@ -132,7 +133,9 @@ fn the_table_of_the_configuration_has_every_key_with_its_default_and_limits() {
                     // Health and admin have no default; a section that is there is not one that is not.
                     let set = load(&with(key, &value(default))).unwrap_or_else(|error| panic!("{error}"));
                     match key.strip_prefix("registries.HOST.") {
-                        Some(_) => assert!(!set.registries["registry.example"].plain_http, "{key}"),
+                        Some(_) => {
+                            assert_eq!(set.registries["registry.example"], Registry::default(), "{key}");
+                        }
                         None => assert_eq!(set, unset, "{key} is not {default} by default"),
                     }
                 }

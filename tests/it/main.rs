@@ -22,6 +22,7 @@ mod filters;
 mod flow;
 mod full_disk;
 mod harness;
+mod hosts;
 mod hot_restart;
 mod hungry_modules;
 mod image;

@@ -153,6 +153,9 @@ fn files_are_touched_only_where_the_list_says() {
         // What the node pulls with.
         "fetch/credentials/files.rs",
         "fetch/file.rs",
+        // Certificates, and containerd's hosts.
+        "fetch/files.rs",
+        "fetch/hosts/containerd.rs",
         // Sockets have names and modes.
         "listen.rs",
         "upstream/directory/folder/reader.rs",

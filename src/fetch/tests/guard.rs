@@ -171,13 +171,13 @@ async fn plain_http_is_for_loopback_and_for_what_is_configured() {
         assert_eq!(fetched.map(drop).map_err(|error| error.label()), expected, "{host}");
     }
     let secured = net().config(|config| {
-        config.registries.insert(format!("localhost:{port}"), Registry { plain_http: false });
+        config.registries.insert(format!("localhost:{port}"), Registry::default());
     });
     assert_eq!(failure(&secured.build(), &request(&format!("oci://localhost:{port}/a/b:v1"))).await.0, "tls");
 }
 
 /// A certificate authority and a server certificate of its own for `tls.example`.
-fn certificates() -> (rustls::RootCertStore, TlsAcceptor) {
+pub(super) fn certificates() -> (rustls::RootCertStore, TlsAcceptor) {
     let mut params = CertificateParams::new(vec![]).unwrap();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let key = KeyPair::generate().unwrap();

@@ -3,6 +3,8 @@
 mod auth;
 mod bodies;
 mod guard;
+mod mirrors;
+mod proxies;
 mod resume;
 mod server;
 
@@ -45,7 +47,9 @@ impl Net {
     }
 
     fn plain(mut self, registry: &str) -> Self {
-        self.config.registries.insert(registry.to_owned(), Registry { plain_http: true });
+        self.config
+            .registries
+            .insert(registry.to_owned(), Registry { scheme: Scheme::Http, ..Registry::default() });
         self
     }
 
@@ -70,6 +74,7 @@ impl Net {
             names: Names::new(lookup),
             policy: AddressPolicy::new(config.blocked_cidrs.clone()),
             tls: Tls::with_roots(roots.unwrap_or_else(rustls::RootCertStore::empty)),
+            proxies: config.proxies.clone(),
             connect_timeout: config.connect_timeout,
             clock: clock.clone(),
             routes,

@@ -102,7 +102,7 @@ async fn a_registry_that_claims_to_have_a_layer_leads_to_no_module_of_another() 
     place.answer_heads(Heads::Claimed);
     assert_eq!(label(place.pull("mallory", "mallory/a:t").await), "not_found");
     let payload = PayloadDigest::of(MODULES[0]);
-    let mallory = place.resolver.asked(place.of("mallory", "mallory/a:t")).ok().unwrap();
+    let mallory = place.resolver.asked(place.of("mallory", "mallory/a:t")).await.ok().unwrap();
     assert_eq!(place.resolver.0.store.view(&mallory.audience, &payload).unwrap(), None);
 }
 

@@ -7,12 +7,14 @@
 
 pub mod ads;
 pub mod agent;
+pub mod authority;
 pub mod bad_server;
 pub mod client;
 pub mod control_plane;
 pub mod ecds;
 pub mod envoy;
 pub mod fixtures;
+pub mod forward_proxy;
 pub mod gate;
 pub mod mesh;
 pub mod process;

@@ -14,6 +14,7 @@ use std::path::Path;
 
 use sha2::{Digest as _, Sha256};
 
+use super::authority::{Authority, Pair};
 use super::client::{self, Answer};
 use super::eventually;
 use super::process::{Process, Program};
@@ -45,6 +46,8 @@ pub struct Registry {
     address: SocketAddr,
     access: Access,
     log: std::path::PathBuf,
+    /// Its configuration's name in the world, and what is in it.
+    config: (String, serde_json::Value),
 }
 
 /// A request that the registry has answered.
@@ -77,18 +80,34 @@ impl Registry {
             "http": {"addr": address, "secret": "not one"},
             "auth": auth,
         });
-        let config = world.write(&format!("{name}/config.yml"), config.to_string(), User::Tests, 0o600);
+        let file = format!("{name}/config.yml");
+        let path = world.write(&file, config.to_string(), User::Tests, 0o600);
         let program = Program {
             name: name.clone(),
             path: tool("docker-registry"),
             user: User::Tests,
-            args: vec!["serve".into(), config.into()],
+            args: vec!["serve".into(), path.into()],
             env: Vec::new(),
         };
         let log = world.path().join("logs").join(format!("{name}.out"));
-        let mut registry = Registry { program, process: None, address, access, log };
+        let config = (file, config);
+        let mut registry = Registry { program, process: None, address, access, log, config };
         registry.resume(world).await;
         registry
+    }
+
+    /// Starts it anew with TLS, and lets in only who shows a certificate of `clients`, if that is given.
+    /// What was pushed stays; nothing can be pushed from here any more.
+    pub async fn secure(&mut self, world: &World, own: &Pair, clients: Option<&Authority>) {
+        self.stop();
+        let (file, config) = &mut self.config;
+        config["http"]["tls"] = json!({"certificate": own.certificate, "key": own.key});
+        if let Some(clients) = clients {
+            config["http"]["tls"]["clientcas"] = json!([clients.file]);
+        }
+        world.write(file, config.to_string(), User::Tests, 0o600);
+        // Asked in plain HTTP, it answers that it speaks TLS.
+        self.resume(world).await;
     }
 
     /// Ends the registry; what was pushed stays.
