@@ -234,6 +234,7 @@ impl Machine {
             self.memory.lock().removed(&name, self.stream);
             self.envoy.remove(name);
         }
+        let carried = seen.into_keys().chain(malformed.iter().map(|(name, _)| name.clone())).collect();
         let mut error = None;
         for (name, reason) in malformed.iter().chain(&refused) {
             control::object(&mut error, name, reason);
@@ -251,6 +252,7 @@ impl Machine {
             version: response.version,
             nonce: response.nonce,
             content,
+            carried,
             waiting: immediate,
             error,
             at: now,
