@@ -8,17 +8,16 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{CWD, FileType, Mode, OFlags, openat};
+use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::Errno;
 
 use super::error::{Operation, StoreError};
 use super::file::File;
+use super::fs::open_file;
 use super::observer::Observer;
 
 /// To pass through: a folder that cannot be listed can be opened so.
 const PASS: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
-/// Without blocking, so that a named pipe in a file's place cannot hold us.
-const READ: OFlags = OFlags::NOFOLLOW.union(OFlags::NONBLOCK).union(OFlags::NOCTTY).union(OFlags::CLOEXEC);
 
 /// An open folder of somebody's.
 #[derive(Debug)]
@@ -60,18 +59,7 @@ impl Foreign {
 
     /// A regular file in this one, for reading, where there is one; and its size in bytes.
     pub(super) fn file(&self, name: &str) -> Result<Option<(File, u64)>, StoreError> {
-        let path = self.path.join(name);
-        let open = || openat(&self.fd, name, READ | OFlags::RDONLY, Mode::empty());
-        let fd = match self.observer.raw(Operation::Open, &path, open) {
-            Ok(fd) => fd,
-            Err(Errno::NOENT) => return Ok(None),
-            Err(errno) => return Err(StoreError::new(Operation::Open, &path, errno)),
-        };
-        let file = File::new(fd, path, self.observer.clone());
-        let stat = file.stat()?;
-        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-            return Err(StoreError::NotAFile { path: file.path().to_owned() });
-        }
-        Ok(Some((file, u64::try_from(stat.st_size).unwrap_or_default())))
+        let opened = open_file(&self.fd, name, self.path.join(name), OFlags::RDONLY, &self.observer)?;
+        Ok(opened.map(|(file, stat)| (file, u64::try_from(stat.st_size).unwrap_or_default())))
     }
 }

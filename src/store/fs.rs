@@ -360,16 +360,8 @@ impl Folder {
 
     /// Opens a file for reading, where there is one. It must be regular and ours.
     pub(super) fn open(&self, name: &str) -> Result<Option<File>, StoreError> {
-        let path = self.path.join(name);
-        let open = || openat(&self.fd, name, FILE | OFlags::RDONLY, Mode::empty());
-        let fd = match self.observer.raw(Operation::Open, &path, open) {
-            Ok(fd) => fd,
-            Err(Errno::NOENT) => return Ok(None),
-            Err(errno) => return Err(StoreError::new(Operation::Open, &path, errno)),
-        };
-        let file = File::new(fd, path, self.observer.clone());
-        let stat = file.stat()?;
-        regular(&stat, file.path())?;
+        let opened = open_file(&self.fd, name, self.path.join(name), OFlags::RDONLY, &self.observer)?;
+        let Some((file, stat)) = opened else { return Ok(None) };
         owned(&stat, file.path())?;
         Ok(Some(file))
     }
@@ -377,12 +369,9 @@ impl Folder {
     /// Opens a file of ours for reading, and for writing at its end.
     pub(super) fn open_to_append(&self, name: &str) -> Result<File, StoreError> {
         let path = self.path.join(name);
-        let flags = FILE | OFlags::RDWR | OFlags::APPEND;
-        let open = || openat(&self.fd, name, flags, Mode::empty());
-        let fd = self.observer.run(Operation::Open, &path, open)?;
-        let file = File::new(fd, path, self.observer.clone());
-        let stat = file.stat()?;
-        regular(&stat, file.path())?;
+        let flags = OFlags::RDWR | OFlags::APPEND;
+        let (file, stat) = open_file(&self.fd, name, path.clone(), flags, &self.observer)?
+            .ok_or_else(|| StoreError::new(Operation::Open, &path, Errno::NOENT))?;
         owned(&stat, file.path())?;
         Ok(file)
     }
@@ -562,6 +551,26 @@ pub(super) fn joined(
         let source = io::Error::other("the thread that did it died");
         Err(StoreError::Io { operation, path: path.to_owned(), source })
     })
+}
+
+/// Opens a file below a folder, where there is one, without waiting for whoever holds it. It must be regular.
+pub(super) fn open_file(
+    below: impl AsFd,
+    name: &str,
+    path: PathBuf,
+    flags: OFlags,
+    observer: &Observer,
+) -> Result<Option<(File, Stat)>, StoreError> {
+    let open = || openat(&below, name, FILE | flags, Mode::empty());
+    let fd = match observer.raw(Operation::Open, &path, open) {
+        Ok(fd) => fd,
+        Err(Errno::NOENT) => return Ok(None),
+        Err(errno) => return Err(StoreError::new(Operation::Open, &path, errno)),
+    };
+    let file = File::new(fd, path, observer.clone());
+    let stat = file.stat()?;
+    regular(&stat, file.path())?;
+    Ok(Some((file, stat)))
 }
 
 fn regular(stat: &Stat, path: &Path) -> Result<(), StoreError> {

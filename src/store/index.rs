@@ -16,6 +16,7 @@ use super::file::File;
 use super::fs::{Folder, OWNER_ONLY, SECRET, sync_together};
 use super::key::Purpose;
 use super::layout::{Place, Way};
+use super::small::to_json;
 use super::temporary::Temporary;
 use super::{Audience, CredentialTag, PayloadDigest, Record, Sighting, Store};
 use crate::digest::SourceDigest;
@@ -131,7 +132,7 @@ impl Store {
     ) -> Result<PreparedRecord, StoreError> {
         let key = EntryKey::new(self, audience, source);
         let entry = Entry::new(&key, record);
-        let bytes = serde_json::to_vec(&entry).map_err(|error| StoreError::from_io(error.into()))?;
+        let bytes = to_json(&entry)?;
         if bytes.len() as u64 > LIMIT {
             return Err(StoreError::RecordTooLarge { size: bytes.len(), limit: LIMIT });
         }

@@ -12,7 +12,7 @@ use super::error::StoreError;
 use super::fs::Folder;
 use super::key::Purpose;
 use super::layout::Way;
-use super::small::read_small;
+use super::small::{read_small, to_json};
 use super::{PayloadDigest, Store};
 
 const FORMAT: u32 = 1;
@@ -34,7 +34,7 @@ impl Store {
         let hash = self.layer_hash(layer);
         let name = hex::encode(hash);
         let entry = Entry { format: FORMAT, layer: name.clone(), payload: payload.to_string() };
-        let bytes = serde_json::to_vec(&entry).map_err(|error| StoreError::from_io(error.into()))?;
+        let bytes = to_json(&entry)?;
         drop(self.place_small(&Way::layer(&hash), &name, &bytes, || Ok(()))?);
         Ok(())
     }

@@ -11,7 +11,7 @@ use super::error::StoreError;
 use super::fs::Folder;
 use super::key::Purpose;
 use super::layout::Way;
-use super::small::{Unsynced, read_small};
+use super::small::{Unsynced, read_small, to_json};
 use super::{Audience, CredentialTag, PayloadDigest, Store};
 
 const FORMAT: u32 = 1;
@@ -108,6 +108,11 @@ impl Lease {
         self.names.values().flat_map(BTreeMap::keys).map(|view| view.payload).collect()
     }
 
+    /// What was written of a node; none where it cannot be understood.
+    fn parse(bytes: &[u8]) -> Option<Self> {
+        serde_json::from_slice::<Entry>(bytes).ok()?.into_lease()
+    }
+
     fn entry(&self, node: &str) -> Entry {
         let views = |views: &Views| views.iter().map(|(v, sign)| (v.name(), *sign)).collect();
         let names = self.names.iter().map(|(name, given)| (name.clone(), views(given))).collect();
@@ -151,8 +156,7 @@ impl Store {
     /// to see. All of it counts as used now. A crash of the machine, which no Envoy survives, may lose it
     /// until it is synced; one that it damages counts as a lease on everything.
     pub fn write_lease(&self, node: &str, lease: &Lease) -> Result<Unsynced, StoreError> {
-        let bytes =
-            serde_json::to_vec(&lease.entry(node)).map_err(|error| StoreError::from_io(error.into()))?;
+        let bytes = to_json(&lease.entry(node))?;
         if bytes.len() as u64 > LIMIT {
             return Err(StoreError::RecordTooLarge { size: bytes.len(), limit: LIMIT });
         }
@@ -194,19 +198,19 @@ impl Store {
     fn read_lease(&self, folder: &Folder, name: &str) -> Result<Option<Lease>, StoreError> {
         let read = match read_small(folder, name, LIMIT) {
             Ok(None) => return Ok(None),
-            Ok(Some(bytes)) => serde_json::from_slice::<Entry>(&bytes).ok(),
+            Ok(Some(bytes)) => Lease::parse(&bytes),
             // Perhaps the next time.
             Err(error @ StoreError::Io { .. }) => return Err(error),
             Err(_) => None,
         };
-        if let Some(lease) = read.and_then(Entry::into_lease) {
+        if let Some(lease) = read {
             return Ok(Some(lease));
         }
         self.drop_record();
         tracing::warn!(name, "a lease cannot be read: nothing is removed until it would have ended");
         let lease = Lease::on_everything(self.age());
         let entry = lease.entry("lost");
-        let bytes = serde_json::to_vec(&entry).map_err(|error| StoreError::from_io(error.into()))?;
+        let bytes = to_json(&entry)?;
         self.write_small(&Way::leases(), name, &bytes, || Ok(()))?;
         Ok(Some(lease))
     }
@@ -247,7 +251,7 @@ impl Store {
                 count += 1;
                 continue;
             };
-            let lease = serde_json::from_slice::<Entry>(&bytes).ok().and_then(Entry::into_lease);
+            let lease = Lease::parse(&bytes);
             let lease = lease.unwrap_or_else(|| Lease::on_everything(self.age()));
             let mut leased = Leased::default();
             self.add_lease(&lease, &mut leased);
@@ -277,7 +281,7 @@ impl Store {
         let Some(folder) = Way::leases().walk(self.root())? else { return Ok(()) };
         for name in names {
             let bytes = read_small(&folder, name, LIMIT)?.unwrap_or_default();
-            let lease = serde_json::from_slice::<Entry>(&bytes).ok().and_then(Entry::into_lease);
+            let lease = Lease::parse(&bytes);
             if lease.is_some_and(|lease| !self.add_lease(&lease, &mut Leased::default())) {
                 folder.remove(name)?;
             }
@@ -291,7 +295,7 @@ impl Store {
         let mut largest = None;
         for name in folder.names()? {
             let bytes = read_small(&folder, &name, LIMIT).ok().flatten().unwrap_or_default();
-            let lease = serde_json::from_slice::<Entry>(&bytes).ok().and_then(Entry::into_lease);
+            let lease = Lease::parse(&bytes);
             largest = largest.max(lease.and_then(|lease| lease.signs().max()));
         }
         Ok(largest)

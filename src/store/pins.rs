@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::error::StoreError;
 use super::layout::Way;
-use super::small::read_small;
+use super::small::{read_small, to_json};
 use super::{PayloadDigest, Store};
 
 const FORMAT: u32 = 1;
@@ -33,7 +33,7 @@ impl Store {
     /// Keeps a payload until it is unpinned, durably, in the place of what was written of an earlier pin.
     pub fn pin(&self, pin: &Pin) -> Result<(), StoreError> {
         let entry = Entry { format: FORMAT, url: pin.url.clone(), who: pin.who.clone() };
-        let bytes = serde_json::to_vec(&entry).map_err(|error| StoreError::from_io(error.into()))?;
+        let bytes = to_json(&entry)?;
         self.write_small(&Way::pins(), &pin.payload.hex(), &bytes, || {
             // Who is about to remove it looks at this, and not at the pins again.
             self.note_use(&pin.payload);

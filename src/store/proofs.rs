@@ -15,7 +15,7 @@ use super::error::StoreError;
 use super::fs::{Folder, OWNER_ONLY};
 use super::key::Purpose;
 use super::layout::Way;
-use super::small::read_small;
+use super::small::{read_small, to_json};
 use super::uses::RECENT;
 use super::{Audience, PayloadDigest, Store};
 use crate::digest::SourceDigest;
@@ -70,7 +70,7 @@ impl Store {
             source: source.to_string(),
             shown: self.age().saturating_sub(ago.as_secs()),
         };
-        let bytes = serde_json::to_vec(&entry).map_err(|error| StoreError::from_io(error.into()))?;
+        let bytes = to_json(&entry)?;
         drop(self.place_small(&way, &name, &bytes, || Ok(()))?);
         Ok(())
     }

@@ -14,7 +14,7 @@ use super::error::StoreError;
 use super::fs::{Identity, SECRET};
 use super::layout::Way;
 use super::partial::seconds;
-use super::small::read_small;
+use super::small::{read_small, to_json};
 use super::temporary::Temporary;
 use super::{PayloadDigest, Store};
 
@@ -103,7 +103,7 @@ impl Store {
         self.know_whole(payload, file);
         let write = || -> Result<(), StoreError> {
             let entry = Entry { format: FORMAT, file: *file, verified };
-            let bytes = serde_json::to_vec(&entry).map_err(|error| StoreError::from_io(error.into()))?;
+            let bytes = to_json(&entry)?;
             let folder = match Way::seal(payload).walk(self.root())? {
                 Some(folder) => folder,
                 None => Way::seal(payload).make(self.root())?.folder,

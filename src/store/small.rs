@@ -3,6 +3,8 @@
 
 use std::io::Read as _;
 
+use serde::Serialize;
+
 use super::Store;
 use super::error::StoreError;
 use super::file::File;
@@ -65,6 +67,11 @@ impl Store {
         }
         sync_together(&[&place.folder, &place.parent])
     }
+}
+
+/// An entry as it is written.
+pub(super) fn to_json(entry: &impl Serialize) -> Result<Vec<u8>, StoreError> {
+    serde_json::to_vec(entry).map_err(|error| StoreError::from_io(error.into()))
 }
 
 /// What is in a file, where there is one and it is no longer than `limit` bytes. A longer one is empty.

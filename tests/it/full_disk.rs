@@ -10,7 +10,7 @@ use crate::support::envoy::{self, Envoy, Variant};
 use crate::support::eventually;
 use crate::support::fixtures::{module, padded};
 use crate::support::mesh::{Mesh, from_istio, listener};
-use crate::support::pulls::{prefetch, tree};
+use crate::support::pulls::{self, prefetch};
 use crate::support::registry::{Access, Layout};
 use crate::support::resources::{Kind, lds_type};
 use crate::support::traffic::in_short;
@@ -106,7 +106,7 @@ async fn complaint(mesh: &Mesh, resource: &str) -> String {
 }
 
 fn unfinished(mesh: &Mesh) -> usize {
-    tree(&mesh.agent.cache.join("v1/content/ingest")).len()
+    pulls::unfinished(&mesh.agent.cache).len()
 }
 
 #[tokio::test]

@@ -5,16 +5,12 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 use serde::{Deserialize, Serialize};
-use tokio_util::task::TaskTracker;
 use wasmferry::clock::{Clock, ManualClock};
-use wasmferry::fetch::{FetchConfig, Fetcher};
-use wasmferry::metrics::Metrics;
 use wasmferry::module::ModuleRequest;
-use wasmferry::resolve::{ResolveConfig, Resolver};
 use wasmferry::store::{self, Audience, Collection, Lease, MinFree, Store, StoreConfig, Views};
-use wasmferry::wasm::{Budgets, Limits};
 
 use crate::support::bad_server::{BadServer, Reply};
+use crate::support::engine;
 use crate::support::fixtures::{module, padded};
 use crate::support::process::{Process, Program};
 use crate::support::pulls::tree;
@@ -77,16 +73,7 @@ fn one_of_those_that_are_killed() {
             min_free: MinFree::Bytes(0),
             ..store::Limits::default()
         });
-        let config = ResolveConfig {
-            fetcher: Fetcher::new(FetchConfig::default(), Clock::System),
-            timeout: Duration::from_secs(120),
-            tag_interval: Duration::ZERO,
-            limits: Limits::default(),
-            budgets: Budgets::default(),
-            allow_if_seen: true,
-        };
-        let (metrics, tracker) = (Metrics::new().0, TaskTracker::new());
-        let resolver = Resolver::new(store.clone(), config, 8, Clock::System, metrics, tracker);
+        let resolver = engine::resolver(store.clone());
         let (mut random, mut given) = (Random(seed), Vec::<(PathBuf, String)>::new());
         let mut counted_to = Instant::now();
         for round in 0.. {

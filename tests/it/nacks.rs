@@ -428,3 +428,27 @@ async fn a_wrapper_in_state_of_the_world_is_kept_around_what_was_in_it() {
     assert_eq!(inner, wrapper(config.clone()));
     assert!(contains(&config.value, b".wasm") && !contains(&config.value, b"file://"));
 }
+
+#[tokio::test]
+async fn an_xdstp_name_is_taken_by_the_letter() {
+    const NAME: &str = "xdstp://authority/envoy.config.core.v3.TypedExtensionConfig/a/b?env=x&zone=%2F1";
+    let ecds = resources::ecds_type();
+    let mut bench = Bench::new().await;
+    for protocol in Protocol::BOTH {
+        let mut connection = bench.connection().await;
+        let mut envoy = Envoy::open(&mut connection, protocol).await;
+        envoy.subscribe(&[NAME]).await;
+        let mut script = Script::from(bench.control_plane.accept().await);
+        assert_eq!(script.event_of(&ecds).await.names, [NAME.to_owned()].into());
+        // The same parameters in another order are another name, which nobody has asked for.
+        let other = NAME.replace("env=x&zone=%2F1", "zone=%2F1&env=x");
+        let filters = vec![bench.filter(NAME), bench.filter(&other)];
+        script.send(&ecds, "v1", filters).await.unwrap();
+        let seen = envoy.response().await;
+        assert_eq!(seen.names(), [NAME]);
+        envoy.ack(&seen).await;
+        assert!(script.event_of(&ecds).await.is_ack());
+        let state = bench.agent.admin("/state").await.text();
+        assert!(state.contains(NAME) && !state.contains(&other), "{state}");
+    }
+}

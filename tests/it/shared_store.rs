@@ -6,18 +6,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use tokio_util::task::TaskTracker;
 use wasmferry::clock::Clock;
-use wasmferry::fetch::{FetchConfig, Fetcher};
-use wasmferry::metrics::Metrics;
 use wasmferry::module::ModuleRequest;
-use wasmferry::resolve::{ResolveConfig, Resolver};
 use wasmferry::store::{Store, StoreConfig};
-use wasmferry::wasm::{Budgets, Limits};
 
 use crate::support::bad_server::{BadServer, Fault, Reply};
 use crate::support::control_plane::Protocol;
 use crate::support::control_plane::doubles::Kind;
+use crate::support::engine;
 use crate::support::fixtures::{module, padded};
 use crate::support::process::{Process, Program};
 use crate::support::pulls::{begin_prefetch, cache, digests, payloads, prefetch};
@@ -44,16 +40,7 @@ fn one_of_many_processes() {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().worker_threads(2).build().unwrap();
     runtime.block_on(async {
         let store = Store::open(&StoreConfig { directory }, Clock::System).unwrap();
-        let config = ResolveConfig {
-            fetcher: Fetcher::new(FetchConfig::default(), Clock::System),
-            timeout: Duration::from_secs(120),
-            tag_interval: Duration::ZERO,
-            limits: Limits::default(),
-            budgets: Budgets::default(),
-            allow_if_seen: true,
-        };
-        let (metrics, tracker) = (Metrics::new().0, TaskTracker::new());
-        let resolver = Resolver::new(store, config, 8, Clock::System, metrics, tracker);
+        let resolver = engine::resolver(store);
         let mut callers = tokio::task::JoinSet::new();
         for caller in 0..CALLERS {
             let (resolver, urls) = (resolver.clone(), urls.clone());

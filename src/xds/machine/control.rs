@@ -13,6 +13,8 @@ pub struct Received {
     pub version: String,
     pub nonce: String,
     pub content: Hash,
+    /// Names of all that is in it.
+    pub carried: BTreeSet<String>,
     /// Names of which the outcome is not known yet.
     pub waiting: BTreeSet<String>,
     /// Why it is rejected.
@@ -33,8 +35,10 @@ pub struct Control {
     /// State of the world: the names in the last request. An answer repeats them; a change of the
     /// subscription is a request of its own.
     names: BTreeSet<String>,
-    /// The nonce that the last change of the names went out with, until a response to it is accepted.
-    changed_with: Option<String>,
+    /// State of the world: names that were added with the nonce of a response. If the next response
+    /// crossed that request it was dropped as stale, and so may have been each request since; what
+    /// shows that a name was heard is a response that carries it.
+    unheard: BTreeSet<String>,
     /// The response that has not been answered.
     due: Option<Received>,
     /// What was rejected last, and when it came.
@@ -52,7 +56,7 @@ impl Control {
             version: String::new(),
             nonce: String::new(),
             names: BTreeSet::new(),
-            changed_with: None,
+            unheard: BTreeSet::new(),
             due: None,
             nacked: None,
             repeat_window,
@@ -68,7 +72,11 @@ impl Control {
         }
         let first = !std::mem::replace(&mut self.started, true);
         self.names.clone_from(all);
-        self.changed_with = Some(self.nonce.clone());
+        self.unheard.retain(|name| all.contains(name));
+        // Without a nonce, as on a new stream, a request is never stale.
+        if !self.nonce.is_empty() {
+            self.unheard.extend(change.added.iter().cloned());
+        }
         Some(match self.variant {
             Variant::StateOfTheWorld => ControlRequest {
                 version: self.version.clone(),
@@ -90,6 +98,7 @@ impl Control {
     /// A response came in.
     pub fn received(&mut self, mut response: Received) {
         self.nonce.clone_from(&response.nonce);
+        self.unheard.retain(|name| !response.carried.contains(name));
         let is_repeat = self.nacked.is_some_and(|(content, at)| {
             content == response.content && response.at < at + self.repeat_window
         });
@@ -132,9 +141,8 @@ impl Control {
 
     /// The answer that is due.
     ///
-    /// In the state of the world a rejection may be followed by the names on their own: a change of
-    /// them that crossed the response was dropped as stale, and some control planes read no names in
-    /// a rejection.
+    /// In the state of the world a rejection is followed by the names on their own where some may not
+    /// have been heard: some control planes read no names in a rejection.
     pub fn answer(&mut self) -> Vec<ControlRequest> {
         let Some(due) = self.due.take_if(|_| self.started) else { return Vec::new() };
         match &due.error {
@@ -145,9 +153,6 @@ impl Control {
         if self.variant == Variant::Delta {
             return vec![ControlRequest { nonce, error, ..ControlRequest::default() }];
         }
-        // Without a nonce, as on a new stream, a request is never stale.
-        let crossed = self.changed_with.as_ref().is_some_and(|with| !with.is_empty() && *with != nonce);
-        let rejected = error.is_some();
         let answer = ControlRequest {
             version: self.version.clone(),
             names: self.names.iter().cloned().collect(),
@@ -155,17 +160,10 @@ impl Control {
             error,
             ..ControlRequest::default()
         };
-        match (rejected, crossed) {
-            (true, true) => {
-                self.changed_with = Some(answer.nonce.clone());
-                vec![answer.clone(), ControlRequest { error: None, ..answer }]
-            }
-            (true, false) => vec![answer],
-            (false, _) => {
-                self.changed_with = None;
-                vec![answer]
-            }
+        if answer.error.is_none() || self.unheard.is_empty() {
+            return vec![answer];
         }
+        vec![answer.clone(), ControlRequest { error: None, ..answer }]
     }
 }
 

@@ -242,6 +242,7 @@ impl Machine {
             self.memory.lock().removed(&name, self.stream);
             self.envoy.remove(name);
         }
+        let carried = seen.into_keys().chain(malformed.iter().map(|(name, _)| name.clone())).collect();
         let mut error = None;
         for (name, reason) in malformed.iter().chain(&refused) {
             control::object(&mut error, name, reason);
@@ -259,6 +260,7 @@ impl Machine {
             version: response.version,
             nonce: response.nonce,
             content,
+            carried,
             waiting: immediate,
             error,
             at: now,

@@ -718,6 +718,30 @@ fn a_subscription_change_follows_the_answer_that_is_due() {
     }
 }
 
+#[test]
+fn a_subscription_is_said_after_each_rejection_until_a_response_shows_that_it_was_heard() {
+    let mut bench = Bench::new(Variant::StateOfTheWorld, &["a"]);
+    bench.control(&[plain("a", "1")], &[]);
+    bench.ack();
+    bench.subscribe(&["b"], &[]);
+    // On its way before the new name was heard, and so is the next when the answer to this is.
+    bench.control(&[plain("a", "2")], &[]);
+    bench.ack();
+    let before = bench.requests.len();
+    bench.malformed(&[("a", "it is broken")]);
+    let [rejection, names] = &bench.requests[before..] else { panic!("{:?}", bench.requests) };
+    assert_eq!((rejection.nonce.as_str(), names.nonce.as_str()), ("n3", "n3"));
+    assert_eq!((rejection.error.is_some(), names.error.is_some()), (true, false));
+    assert_eq!((names.version.as_str(), names.names.len()), ("v2", 2));
+
+    bench.control(&[plain("b", "1")], &[]);
+    bench.ack();
+    let before = bench.requests.len();
+    bench.malformed(&[("a", "it is broken otherwise")]);
+    let [rejection] = &bench.requests[before..] else { panic!("{:?}", bench.requests) };
+    assert!(rejection.error.is_some(), "what was heard hides no rejection");
+}
+
 /// An Envoy that comes back with this name from an earlier stream.
 fn holding(name: &str) -> Bench {
     let mut bench = Bench::new(Variant::Delta, &[]);

@@ -12,6 +12,7 @@ pub mod bad_server;
 pub mod client;
 pub mod control_plane;
 pub mod ecds;
+pub mod engine;
 pub mod envoy;
 pub mod fixtures;
 pub mod forward_proxy;
