@@ -91,7 +91,7 @@ impl ModuleUrl {
     }
 
     /// The pull policy where none is given: `Always` for the tag `latest` or no tag and no digest,
-    /// otherwise `IfNotPresent`; an HTTP or file source counts as pinned.
+    /// otherwise `IfNotPresent`, as for HTTP and file sources.
     pub fn default_policy(&self) -> PullPolicy {
         match self {
             ModuleUrl::Oci(reference)
@@ -237,6 +237,22 @@ impl ModuleRequest {
             }
             _ => None,
         }
+    }
+}
+
+/// What an http server gave along with a body, to be asked later whether it still serves that one.
+/// A weak ETag will do: whatever such a server calls the same, its owner does.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Validators {
+    pub etag: Option<String>,
+    /// As the server wrote it.
+    pub last_modified: Option<String>,
+}
+
+impl Validators {
+    /// Whether nothing can be asked by these.
+    pub fn is_empty(&self) -> bool {
+        self.etag.is_none() && self.last_modified.is_none()
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! Fetcher -> oci ---------> auth -> realm
-//!         |    \-> manifest    \
+//!         |    \-> manifest, layers
 //!         |-> http_source ------+-> http -> dial -> names, address, tls
 //!         |-> file               \-> download -> body
 //!         \-> credential
@@ -25,6 +25,7 @@ mod error;
 mod file;
 mod http;
 mod http_source;
+mod layers;
 mod manifest;
 mod names;
 mod oci;
@@ -37,7 +38,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
-use url::Url;
 
 pub use self::body::{Body, Resumed};
 pub use self::credential::Credential;
@@ -52,7 +52,7 @@ use self::names::Names;
 use self::tls::Tls;
 use crate::clock::Clock;
 use crate::digest::{BlobDigest, ExpectedDigest, SourceDigest};
-use crate::module::{ModuleRequest, ModuleUrl, PullSecret};
+use crate::module::{ModuleRequest, ModuleUrl, PullSecret, Validators};
 use crate::wasm::Packaging;
 
 /// How to fetch.
@@ -169,7 +169,7 @@ impl Fetcher {
         deadline: Instant,
     ) -> Result<Located, FetchError> {
         let place = match &request.url {
-            ModuleUrl::Http(url) => Place::Http(url.clone()),
+            ModuleUrl::Http(url) => Place::Http(Box::new(http_source::Found::new(url.clone()))),
             ModuleUrl::File(path) => Place::File(path.clone()),
             ModuleUrl::Oci(reference) => {
                 let (logins, mut next) = (credential.logins(), 0);
@@ -183,6 +183,24 @@ impl Fetcher {
             }
         };
         Ok(Located { place })
+    }
+
+    /// As [`Fetcher::locate`], for who has what an http server gave these along with: none where it still
+    /// serves that, which it is asked.
+    pub async fn locate_changed(
+        &self,
+        request: &ModuleRequest,
+        credential: &Credential,
+        known: &Validators,
+        deadline: Instant,
+    ) -> Result<Option<Located>, FetchError> {
+        match &request.url {
+            ModuleUrl::Http(url) if !known.is_empty() => {
+                let found = http_source::Found::changed(&self.shared, url.clone(), known, deadline).await?;
+                Ok(found.map(|found| Located { place: Place::Http(Box::new(found)) }))
+            }
+            _ => self.locate(request, credential, deadline).await.map(Some),
+        }
     }
 
     /// The digest that the tag of a request has now: the manifest's or, where the tag is of an index,
@@ -222,14 +240,14 @@ impl Fetcher {
     ) -> Result<Body, FetchError> {
         match located.place {
             Place::Oci(found) => found.open(from, deadline).await,
-            Place::Http(url) => http_source::open(&self.shared, url, deadline).await,
+            Place::Http(found) => found.open(&self.shared, deadline).await,
             Place::File(path) => self.open_file(path, deadline).await,
         }
     }
 
     async fn open_file(&self, path: PathBuf, deadline: Instant) -> Result<Body, FetchError> {
         let what = format!("the file {}", path.display());
-        let limit = self.shared.config.max_module_bytes.saturating_add(oci::FRAMING);
+        let limit = self.shared.config.max_module_bytes.saturating_add(layers::FRAMING);
         let shared = self.shared.clone();
         let opening = tokio::task::spawn_blocking(move || file::open(&shared.config.files, &path));
         let opened = self.shared.clock.timeout_at(deadline, opening).await;
@@ -242,11 +260,11 @@ impl Fetcher {
     }
 }
 
-/// The layer of an image's manifest that holds the module: its digest, its size in bytes, and how the module
-/// lies in it. The error is for people.
+/// The layer of an image's manifest in which the module is looked for first: its digest, its size in bytes,
+/// and how the module lies in it. The error is for people.
 pub fn layer_of(manifest: &[u8]) -> Result<(BlobDigest, u64, Packaging), String> {
     let layer = match manifest::read(manifest, None) {
-        Ok(manifest::Manifest::Image(image)) => image.layer(),
+        Ok(manifest::Manifest::Image(image)) => image.layers().map(|layers| layers.top),
         Ok(manifest::Manifest::Index(_)) => return Err("it is an index and no image".to_owned()),
         Err(refusal) => Err(refusal),
     };
@@ -263,7 +281,7 @@ pub struct Located {
 
 enum Place {
     Oci(Box<oci::Found>),
-    Http(Url),
+    Http(Box<http_source::Found>),
     File(PathBuf),
 }
 
@@ -287,7 +305,7 @@ impl Located {
     /// Bytes of the layer as it is kept, where that is known by now.
     pub fn size(&self) -> Option<u64> {
         match &self.place {
-            Place::Oci(found) => Some(found.layer.size),
+            Place::Oci(found) => Some(found.layers.top.size),
             Place::Http(_) | Place::File(_) => None,
         }
     }
@@ -295,8 +313,8 @@ impl Located {
     /// OCI: digest and size of the layer, where that is the module itself and nothing else.
     pub fn raw_layer(&self) -> Option<(BlobDigest, u64)> {
         match &self.place {
-            Place::Oci(found) if found.layer.packaging == Packaging::Raw => {
-                Some((found.layer.digest, found.layer.size))
+            Place::Oci(found) if found.layers.top.packaging == Packaging::Raw => {
+                Some((found.layers.top.digest, found.layers.top.size))
             }
             _ => None,
         }
@@ -306,7 +324,7 @@ impl Located {
     pub fn again(&self) -> Located {
         let place = match &self.place {
             Place::Oci(found) => Place::Oci(Box::new(found.again())),
-            Place::Http(url) => Place::Http(url.clone()),
+            Place::Http(found) => Place::Http(Box::new(found.again())),
             Place::File(path) => Place::File(path.clone()),
         };
         Located { place }

@@ -17,25 +17,23 @@ use super::credential::Login;
 use super::download::{Download, Origin};
 use super::error::{FetchError, RegistryCode};
 use super::http::{Request, Response, Session};
-use super::manifest::{self, Child, Image, Layer, Manifest, Refusal};
+use super::layers::{self, Below};
+use super::manifest::{self, Child, Image, Layer, Layers, Manifest, Refusal};
 use super::realm;
 use crate::digest::SourceDigest;
 use crate::module::is_loopback;
-use crate::wasm::Packaging;
 
 /// How much of an error's body is read for its code.
 const MAX_ERROR_BODY: u64 = 64 * 1024;
 /// Where a registry gives the digest of the manifest that it answers with.
 const DIGEST_HEADER: &str = "docker-content-digest";
-/// What a tar and its compression may add to a module of the largest allowed size.
-pub(super) const FRAMING: u64 = 1024 * 1024;
 
-/// A module's layer, found.
+/// A module's layers, found.
 pub(super) struct Found {
     pub(super) manifest: SourceDigest,
     /// The index that led to the manifest.
     pub(super) index: Option<SourceDigest>,
-    pub(super) layer: Layer,
+    pub(super) layers: Layers,
     repository: Repository,
 }
 
@@ -79,15 +77,9 @@ pub(super) async fn locate(
             (child.digest, Some(digest), repository.child(child, deadline).await?)
         }
     };
-    let layer = image.layer().map_err(|refusal| repository.refused(refusal))?;
-    let limit = match layer.packaging {
-        Packaging::Raw => shared.config.max_module_bytes,
-        Packaging::Layer | Packaging::Sniff => shared.config.max_module_bytes.saturating_add(FRAMING),
-    };
-    if layer.size > limit {
-        return Err(FetchError::TooLarge { what: repository.layer_name(&layer), limit });
-    }
-    Ok(Found { manifest, index, layer, repository })
+    let layers = image.layers().map_err(|refusal| repository.refused(refusal))?;
+    layers::check_size(shared, &layers.top, &repository.what)?;
+    Ok(Found { manifest, index, layers, repository })
 }
 
 /// The digest that a tag has now: an image's or an index's. Costs the registry a HEAD, and a GET where
@@ -109,20 +101,22 @@ pub(super) async fn tag_digest(
 impl Found {
     /// Begins to fetch what follows the first `from` bytes of the layer.
     pub(super) async fn open(self, from: u64, deadline: Instant) -> Result<Body, FetchError> {
-        let Found { manifest, layer, repository, .. } = self;
-        let (what, clock) = (repository.layer_name(&layer), repository.shared.clock.clone());
-        let size = layer.size;
-        let promise = Promise::Blob { digest: layer.digest, size, manifest };
-        let mut origin = Origin::Layer { repository: Box::new(repository), layer };
-        let part = origin.part(from, Some(size), deadline).await?;
-        let download = Download::new(origin, part, from, Some(size), deadline);
-        Ok(Body::network(what, layer.packaging, promise, download, clock))
+        let Found { manifest, layers, repository, .. } = self;
+        let top = layers.top;
+        let (shared, image) = (repository.shared.clone(), repository.what.clone());
+        let promise = Promise::Blob { digest: top.digest, size: top.size, manifest };
+        let mut origin = Origin::Layer { repository: Box::new(repository), layer: top };
+        let part = origin.part(from, Some(top.size), deadline).await?;
+        let download = Download::new(origin, part, from, Some(top.size), deadline);
+        let what = layers::name(&image, &top);
+        let body = Body::network(what, top.packaging, promise, download, shared.clock.clone());
+        Ok(body.above(Below::new(&shared, image, layers)))
     }
 
     /// The same once more, for another fetch of the layer.
     pub(super) fn again(&self) -> Found {
-        let Found { manifest, index, layer, repository } = self;
-        Found { manifest: *manifest, index: *index, layer: *layer, repository: repository.again() }
+        let Found { manifest, index, layers, repository } = self;
+        Found { manifest: *manifest, index: *index, layers: layers.clone(), repository: repository.again() }
     }
 }
 
@@ -337,15 +331,11 @@ impl Repository {
     }
 
     fn refused(&self, refusal: Refusal) -> FetchError {
-        let what = self.what.clone();
-        match refusal {
-            Refusal::Invalid(reason) => FetchError::Manifest { what, reason },
-            Refusal::Unsupported(reason) => FetchError::Unsupported { what, reason },
-        }
+        layers::refused(&self.what, refusal)
     }
 
     pub(super) fn layer_name(&self, layer: &Layer) -> String {
-        format!("the layer {} of {}", layer.digest, self.what)
+        layers::name(&self.what, layer)
     }
 }
 

@@ -8,9 +8,9 @@ use super::{Asked, Inner, Progress, ResolveError, digest_key, is_expected, sourc
 use crate::digest::{BlobDigest, PayloadDigest, SourceDigest};
 use crate::fetch::{Body, FetchError, Resumed};
 use crate::metrics::result;
-use crate::module::{Module, PullPolicy};
+use crate::module::{Module, ModuleUrl, PullPolicy, Validators};
 use crate::store::{Finished, Ingest, PreparedRecord, Record, Sighting, StoreError, Stored};
-use crate::wasm::{self, UnpackError};
+use crate::wasm::{self, Layers, Packaging, UnpackError};
 
 impl Inner {
     /// What the store has that serves this request under its policy.
@@ -139,8 +139,9 @@ impl Inner {
                 .name("module-check".to_owned())
                 .spawn_scoped(scope, || wasm::check(following, budgets));
             // Where this fails, the ingest is gone, and the check ends by that.
-            let (finished, source) = self.write(asked, body, ingest, source_is_expected, progress)?;
-            let records = self.prepare_records(asked, &finished, source);
+            let (finished, source, validators) =
+                self.write(asked, body, ingest, source_is_expected, progress)?;
+            let records = self.prepare_records(asked, &finished, source, validators);
             let checked = match check {
                 Ok(check) => check.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
                 // No thread is to be had.
@@ -164,12 +165,11 @@ impl Inner {
         mut ingest: Ingest,
         source_is_expected: bool,
         progress: &Progress,
-    ) -> Result<(Finished, SourceDigest), ResolveError> {
+    ) -> Result<(Finished, SourceDigest, Validators), ResolveError> {
         let url = || asked.request.url.to_string();
-        let packaging = body.packaging();
         let mut body = Counted { body, progress };
         let had = ingest.size() > 0;
-        let unpacked = wasm::unpack(&mut body, packaging, &asked.config.limits, &mut ingest);
+        let unpacked = wasm::unpack_layers(&mut body, &asked.config.limits, &mut ingest);
         self.count_resumes(had, body.body.resumed());
         if let Err(error) = unpacked {
             let error = match error {
@@ -187,6 +187,7 @@ impl Inner {
         // The disk works while the check comes to its end.
         finished.start_sync();
         let payload = finished.payload();
+        let validators = body.body.validators().clone();
         let source = body.body.finish(&payload).map_err(|source| asked.fetch_error(source))?;
         if let Some(expected) = asked.request.expected
             && !expected.is_payload(&payload)
@@ -194,7 +195,7 @@ impl Inner {
         {
             return Err(ResolveError::Unexpected { url: url(), expected, payload, found: source });
         }
-        Ok((finished, source))
+        Ok((finished, source, validators))
     }
 
     /// Writes the records of what is about to be in the store, which costs no time while the check goes
@@ -204,10 +205,11 @@ impl Inner {
         asked: &Asked,
         finished: &Finished,
         source: SourceDigest,
+        validators: Validators,
     ) -> Vec<PreparedRecord> {
         let key = source_key(&asked.request);
         let by_digest = digest_key(&asked.request.url, &source).filter(|by_digest| *by_digest != key);
-        let record = self.record_of(asked, finished.payload(), source, finished.size());
+        let record = self.record_of(asked, finished.payload(), source, finished.size(), validators);
         let prepare = |key: String| {
             let prepared = self.store.prepare_record(&asked.audience, &key, &record);
             prepared.inspect_err(|error| cannot_record(asked, error)).ok()
@@ -228,7 +230,8 @@ impl Inner {
 
     /// Writes an index record. Without it the module is as good, and costs a fetch next time.
     pub(super) fn remember(&self, asked: &Asked, key: &str, module: &Module) {
-        let record = self.record_of(asked, module.payload, module.source, module.size);
+        let validators = self.validators(asked, module);
+        let record = self.record_of(asked, module.payload, module.source, module.size, validators);
         // Of what has just come, whoever fetched it has written its own records already.
         if !module.cached
             && let Ok(Some(known)) = self.store.lookup(&asked.audience, key)
@@ -241,7 +244,41 @@ impl Inner {
         }
     }
 
-    fn record_of(&self, asked: &Asked, payload: PayloadDigest, source: SourceDigest, size: u64) -> Record {
+    /// Those that were written down when what the server sent was this.
+    fn validators(&self, asked: &Asked, module: &Module) -> Validators {
+        if !matches!(asked.request.url, ModuleUrl::Http(_)) {
+            return Validators::default();
+        }
+        let known = self.store.lookup(&asked.audience, &source_key(&asked.request)).ok().flatten();
+        let same = known.filter(|known| (known.source, known.payload) == (module.source, module.payload));
+        same.map(|known| known.validators).unwrap_or_default()
+    }
+
+    /// The module that the server says is still what it serves, by what it gave along with it; none where
+    /// that is gone meanwhile. It is as good as just fetched.
+    pub(super) fn unchanged(
+        &self,
+        asked: &Asked,
+        validators: &Validators,
+    ) -> Result<Option<Module>, ResolveError> {
+        let key = source_key(&asked.request);
+        let Some((record, stored)) = self.find(asked, &key)? else { return Ok(None) };
+        if record.validators != *validators {
+            return Ok(None);
+        }
+        let module = self.take(asked, &record, stored)?;
+        module.iter().for_each(|module| self.remember(asked, &key, module));
+        Ok(module)
+    }
+
+    fn record_of(
+        &self,
+        asked: &Asked,
+        payload: PayloadDigest,
+        source: SourceDigest,
+        size: u64,
+        validators: Validators,
+    ) -> Record {
         Record {
             payload,
             source,
@@ -249,6 +286,7 @@ impl Inner {
             resource_version: asked.request.resource_version.clone(),
             fetched_at: self.clock.wall(),
             url: asked.request.url.to_string(),
+            validators,
         }
     }
 }
@@ -268,5 +306,15 @@ impl Read for Counted<'_> {
         let read = self.body.read(buffer)?;
         self.progress.done.fetch_add(read as u64, Ordering::Relaxed);
         Ok(read)
+    }
+}
+
+impl Layers for Counted<'_> {
+    fn packaging(&self) -> Packaging {
+        self.body.packaging()
+    }
+
+    fn next_layer(&mut self) -> io::Result<bool> {
+        self.body.next_layer()
     }
 }

@@ -2,6 +2,7 @@
 
 mod processes;
 mod tags;
+mod unchanged;
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;

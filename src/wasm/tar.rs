@@ -42,7 +42,8 @@ pub enum Kind {
     File,
     /// A file whose content is stored with holes.
     Sparse,
-    /// A folder, link, device, or a kind that is not known.
+    Folder,
+    /// A link, device, or a kind that is not known.
     Other,
 }
 
@@ -56,6 +57,11 @@ impl Entry {
 /// Whether these bytes begin with the header of a tar entry, by its checksum.
 pub fn is_header(head: &[u8]) -> bool {
     head.first_chunk().is_some_and(|block| Header(block).has_valid_checksum())
+}
+
+/// Whether this is where an archive ends, which is all that there is of one of nothing.
+pub fn is_end(head: &[u8]) -> bool {
+    head.len() == BLOCK && head.iter().all(|&byte| byte == 0)
 }
 
 /// The entries of an archive. Reading it as [`Read`] gives the content of the last entry that
@@ -103,6 +109,7 @@ impl<R: Read> Archive<R> {
                         b'0' | b'7' | 0 if pax.sparse => Kind::Sparse,
                         b'0' | b'7' | 0 => Kind::File,
                         b'S' => Kind::Sparse,
+                        b'5' => Kind::Folder,
                         _ => Kind::Other,
                     };
                     // Links, devices, folders and pipes have no content, whatever they declare.

@@ -23,7 +23,7 @@ use crate::clock::Clock;
 use crate::config::{Config, Environment};
 use crate::digest::{BlobDigest, Hasher, PayloadDigest, SourceDigest};
 use crate::fetch::{FileAccess, layer_of};
-use crate::module::{ModuleRequest, ModuleUrl, PullSecret};
+use crate::module::{ModuleRequest, ModuleUrl, PullSecret, Validators};
 use crate::resolve::{ResolveConfig, digest_key};
 use crate::store::{Audience, Finished, Record, Store, Stored};
 use crate::wasm::tar::{Archive, Kind};
@@ -341,6 +341,7 @@ impl Import<'_> {
             resource_version: name.resource_version.clone(),
             fetched_at: Clock::System.wall(),
             url: url.to_string(),
+            validators: Validators::default(),
         };
         for key in [Some(url.canonical()), digest_key(url, &name.source)].into_iter().flatten() {
             self.store.record(&name.audience, &key, &record)?;

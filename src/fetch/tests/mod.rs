@@ -5,6 +5,7 @@ mod bodies;
 mod guard;
 mod resume;
 mod server;
+mod stack;
 
 use std::collections::HashMap;
 use std::io::Read as _;
