@@ -10,6 +10,7 @@
 
 use std::fs::File;
 use std::io::{self, Read};
+use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::{Buf as _, Bytes};
@@ -20,6 +21,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::download::{Download, Event};
 use super::error::FetchError;
 use super::layers::Below;
+use super::layout::Layout;
 use super::manifest::Layer;
 use crate::clock::Clock;
 use crate::digest::{BlobDigest, Hasher, PayloadDigest, SourceDigest};
@@ -78,7 +80,8 @@ enum Stream {
         deadline: Instant,
         pump: AbortOnDropHandle<()>,
     },
-    File(File),
+    /// With the layout that it is of, where it is of one.
+    File(io::Take<File>, Option<Arc<Layout>>),
 }
 
 /// Interrupts a [`Body`] when it is dropped: its reader, who may be on another thread, is not left to wait
@@ -121,7 +124,18 @@ impl Body {
 
     /// A body from a regular file.
     pub(super) fn file(what: String, promise: Promise, file: File) -> Self {
-        Self::new(what, Packaging::Sniff, promise, Stream::File(file))
+        Self::new(what, Packaging::Sniff, promise, Stream::File(file.take(u64::MAX), None))
+    }
+
+    /// A body from a file of a layout.
+    pub(super) fn layout(
+        what: String,
+        packaging: Packaging,
+        promise: Promise,
+        file: io::Take<File>,
+        layout: Arc<Layout>,
+    ) -> Self {
+        Self::new(what, packaging, promise, Stream::File(file, Some(layout)))
     }
 
     fn new(what: String, packaging: Packaging, promise: Promise, stream: Stream) -> Self {
@@ -168,7 +182,8 @@ impl Body {
             Stream::Network { next, .. } => {
                 next.blocking_send(layer).map_err(|_| FetchError::Interrupted)?;
             }
-            Stream::File(_) => return Err(FetchError::Interrupted),
+            Stream::File(file, Some(layout)) => *file = layout.blob(&layer.digest)?,
+            Stream::File(_, None) => return Err(FetchError::Interrupted),
         }
         self.promise = Promise::Blob { digest: layer.digest, size: layer.size, manifest };
         (self.what, self.packaging, self.seen) = (what, layer.packaging, 0);
@@ -186,7 +201,7 @@ impl Body {
     pub fn interrupt_on_drop(&self) -> Interrupt {
         Interrupt(match &self.stream {
             Stream::Network { pump, .. } => Some(pump.abort_handle()),
-            Stream::File(_) => None,
+            Stream::File(..) => None,
         })
     }
 
@@ -220,7 +235,7 @@ impl Body {
 
     fn advance(&mut self, buffer: &mut [u8]) -> Result<usize, FetchError> {
         match &mut self.stream {
-            Stream::File(file) => {
+            Stream::File(file, _) => {
                 let count = file.read(buffer).map_err(FetchError::Io)?;
                 let bytes = buffer.get(..count).unwrap_or_default();
                 if bytes.is_empty() {

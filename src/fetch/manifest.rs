@@ -89,7 +89,8 @@ pub(super) struct Index {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Child {
     pub(super) digest: SourceDigest,
-    pub(super) size: u64,
+    /// Bytes, where it is known.
+    pub(super) size: Option<u64>,
 }
 
 /// Where the module is: in the first of these that decides it, `top` or one of those below, which are
@@ -142,6 +143,8 @@ struct Platform {
 struct Annotations {
     #[serde(rename = "vnd.docker.reference.type")]
     reference_type: Option<IgnoredAny>,
+    #[serde(rename = "org.opencontainers.image.ref.name")]
+    ref_name: Option<String>,
 }
 
 /// Reads a document. `content_type`: what the server called it, if it did.
@@ -217,7 +220,7 @@ impl Index {
         match preferred.as_slice() {
             [] => unsupported(format!("no image is in its index, only {}", self.platforms())),
             [one] => match one.digest.parse() {
-                Ok(digest) => Ok(Child { digest, size: one.size }),
+                Ok(digest) => Ok(Child { digest, size: Some(one.size) }),
                 Err(_) => invalid("its index names a manifest by something that is no SHA-256 digest"),
             },
             _ => unsupported(format!(
@@ -225,6 +228,32 @@ impl Index {
                  linux/{architecture}): {}",
                 self.platforms()
             )),
+        }
+    }
+
+    /// What an image layout's `index.json` has under a tag.
+    pub(super) fn tagged(self, tag: &str) -> Result<Self, Refusal> {
+        let name = |manifest: &Descriptor| manifest.annotations.as_ref().and_then(|a| a.ref_name.clone());
+        let names = list(self.manifests.iter().filter_map(name).collect::<Vec<_>>().into_iter());
+        let found = self.manifests.into_iter().filter(|manifest| name(manifest).as_deref() == Some(tag));
+        match found.collect::<Vec<_>>() {
+            none if none.is_empty() => {
+                unsupported(format!("no image in it has the tag, only these are there: {names}"))
+            }
+            manifests => Ok(Index { manifests }),
+        }
+    }
+
+    /// The only entry that there is, be it an index itself.
+    pub(super) fn only(&self) -> Result<Option<Child>, Refusal> {
+        match self.manifests.as_slice() {
+            [one] if one.is_image() || matches!(one.media_type.as_str(), OCI_INDEX | DOCKER_LIST) => {
+                match one.digest.parse() {
+                    Ok(digest) => Ok(Some(Child { digest, size: Some(one.size) })),
+                    Err(_) => invalid("its index names a manifest by something that is no SHA-256 digest"),
+                }
+            }
+            _ => Ok(None),
         }
     }
 

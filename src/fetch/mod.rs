@@ -4,7 +4,7 @@
 //! Fetcher -> oci ---------> auth -> realm
 //!         |    \-> manifest, layers
 //!         |-> http_source ------+-> http -> dial -> names, address, tls
-//!         |-> file               \-> download -> body
+//!         |-> file, layout       \-> download -> body
 //!         \-> credential
 //! ```
 //!
@@ -26,6 +26,7 @@ mod file;
 mod http;
 mod http_source;
 mod layers;
+mod layout;
 mod manifest;
 mod names;
 mod oci;
@@ -171,6 +172,11 @@ impl Fetcher {
         let place = match &request.url {
             ModuleUrl::Http(url) => Place::Http(Box::new(http_source::Found::new(url.clone()))),
             ModuleUrl::File(path) => Place::File(path.clone()),
+            ModuleUrl::Layout(path, image) => {
+                let (what, path, image) = (request.url.to_string(), path.clone(), image.clone());
+                let locate = move |shared: &Shared| layout::locate(shared, &path, image.as_ref(), what);
+                Place::Layout(Box::new(self.of_files(&request.url.to_string(), deadline, locate).await?))
+            }
             ModuleUrl::Oci(reference) => {
                 let (logins, mut next) = (credential.logins(), 0);
                 let found = loop {
@@ -242,17 +248,33 @@ impl Fetcher {
             Place::Oci(found) => found.open(from, deadline).await,
             Place::Http(found) => found.open(&self.shared, deadline).await,
             Place::File(path) => self.open_file(path, deadline).await,
+            // The body begins at its start: no layer of a layout is a `raw_layer`.
+            Place::Layout(found) => {
+                let open = move |shared: &Shared| found.open(shared);
+                self.of_files("the layout", deadline, open).await
+            }
         }
+    }
+
+    /// Work on files, off the runtime's threads.
+    async fn of_files<T: Send + 'static>(
+        &self,
+        what: &str,
+        deadline: Instant,
+        work: impl FnOnce(&Shared) -> Result<T, FetchError> + Send + 'static,
+    ) -> Result<T, FetchError> {
+        let shared = self.shared.clone();
+        let working = tokio::task::spawn_blocking(move || work(&shared));
+        let done = self.shared.clock.timeout_at(deadline, working).await;
+        let done = done.map_err(|_| FetchError::Timeout { during: "opening", host: what.to_owned() })?;
+        done.map_err(|_| FetchError::Interrupted)?
     }
 
     async fn open_file(&self, path: PathBuf, deadline: Instant) -> Result<Body, FetchError> {
         let what = format!("the file {}", path.display());
         let limit = self.shared.config.max_module_bytes.saturating_add(layers::FRAMING);
-        let shared = self.shared.clone();
-        let opening = tokio::task::spawn_blocking(move || file::open(&shared.config.files, &path));
-        let opened = self.shared.clock.timeout_at(deadline, opening).await;
-        let opened = opened.map_err(|_| FetchError::Timeout { during: "opening", host: what.clone() })?;
-        let (file, size) = opened.map_err(|_| FetchError::Interrupted)??;
+        let open = move |shared: &Shared| file::open(&shared.config.files, &path);
+        let (file, size) = self.of_files(&what, deadline, open).await?;
         if size > limit {
             return Err(FetchError::TooLarge { what, limit });
         }
@@ -283,6 +305,7 @@ enum Place {
     Oci(Box<oci::Found>),
     Http(Box<http_source::Found>),
     File(PathBuf),
+    Layout(Box<layout::Found>),
 }
 
 impl Located {
@@ -290,6 +313,7 @@ impl Located {
     pub fn source(&self) -> Option<SourceDigest> {
         match &self.place {
             Place::Oci(found) => Some(found.manifest),
+            Place::Layout(found) => Some(found.manifest),
             Place::Http(_) | Place::File(_) => None,
         }
     }
@@ -298,6 +322,7 @@ impl Located {
     pub fn index(&self) -> Option<SourceDigest> {
         match &self.place {
             Place::Oci(found) => found.index,
+            Place::Layout(found) => found.index,
             Place::Http(_) | Place::File(_) => None,
         }
     }
@@ -306,6 +331,7 @@ impl Located {
     pub fn size(&self) -> Option<u64> {
         match &self.place {
             Place::Oci(found) => Some(found.layers.top.size),
+            Place::Layout(found) => Some(found.layers.top.size),
             Place::Http(_) | Place::File(_) => None,
         }
     }
@@ -326,6 +352,7 @@ impl Located {
             Place::Oci(found) => Place::Oci(Box::new(found.again())),
             Place::Http(found) => Place::Http(Box::new(found.again())),
             Place::File(path) => Place::File(path.clone()),
+            Place::Layout(found) => Place::Layout(Box::new(found.again())),
         };
         Located { place }
     }
@@ -333,13 +360,7 @@ impl Located {
     /// Whether the manifest, or the index that led to it, is what was expected. Where not, it may still
     /// be the payload's digest.
     pub fn matches(&self, expected: &ExpectedDigest) -> bool {
-        match &self.place {
-            Place::Oci(found) => {
-                expected.is_source(&found.manifest)
-                    || found.index.is_some_and(|index| expected.is_source(&index))
-            }
-            Place::Http(_) | Place::File(_) => false,
-        }
+        [self.source(), self.index()].iter().flatten().any(|source| expected.is_source(source))
     }
 }
 

@@ -229,7 +229,7 @@ impl Repository {
     /// The image that an index led to.
     async fn child(&mut self, child: Child, deadline: Instant) -> Result<Image, FetchError> {
         let named = child.digest.to_string();
-        match self.manifest(&named, Some(child.digest), Some(child.size), deadline).await? {
+        match self.manifest(&named, Some(child.digest), child.size, deadline).await? {
             (_, Manifest::Image(image)) => Ok(image),
             (_, Manifest::Index(_)) => {
                 Err(self.refused(Refusal::Invalid("its index calls another index an image".to_owned())))
@@ -365,7 +365,7 @@ fn base(shared: &Shared, reference: &Reference) -> Option<Url> {
 }
 
 /// This machine's architecture by the name that images give it.
-fn architecture() -> &'static str {
+pub(super) fn architecture() -> &'static str {
     match std::env::consts::ARCH {
         "x86_64" => "amd64",
         "aarch64" => "arm64",

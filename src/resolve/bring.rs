@@ -18,7 +18,7 @@ impl Inner {
     /// Asks the source, and downloads what the store does not have.
     pub(super) async fn fetch(self: &Arc<Self>, asked: &Arc<Asked>, progress: &Arc<Progress>) -> Outcome {
         match &asked.request.url {
-            ModuleUrl::Oci(_) => self.fetch_image(asked, progress).await,
+            ModuleUrl::Oci(_) | ModuleUrl::Layout(..) => self.fetch_image(asked, progress).await,
             ModuleUrl::Http(_) => self.fetch_url(asked, progress).await,
             ModuleUrl::File(_) => self.fetch_body(asked, progress, asked.limit(), None, None).await,
         }

@@ -4,7 +4,7 @@
 //!
 //! Knows nothing of modules: which entry is wanted, and how much may be read, is the caller's.
 
-use std::io::{self, Read};
+use std::io::{self, Read, Seek, SeekFrom};
 
 use super::ReadToSlice as _;
 
@@ -72,11 +72,14 @@ pub struct Archive<R> {
     content: u64,
     /// Bytes between that content and the next header.
     padding: u64,
+    /// Goes over so many bytes, or to the end if that is before; says how many those were.
+    pass_over: fn(&mut R, u64) -> io::Result<u64>,
 }
 
 impl<R: Read> Archive<R> {
     pub fn new(inner: R) -> Self {
-        Self { inner, content: 0, padding: 0 }
+        let pass_over = |inner: &mut R, bytes| io::copy(&mut inner.take(bytes), &mut io::sink());
+        Self { inner, content: 0, padding: 0, pass_over }
     }
 
     /// The next entry, after what is left of the current one was read over. `None` after the end
@@ -143,7 +146,7 @@ impl<R: Read> Archive<R> {
     }
 
     fn skip(&mut self, bytes: u64) -> io::Result<()> {
-        let skipped = io::copy(&mut (&mut self.inner).take(bytes), &mut io::sink())?;
+        let skipped = (self.pass_over)(&mut self.inner, bytes)?;
         (self.content, self.padding) = (0, 0);
         if skipped == bytes { Ok(()) } else { Err(CUT_OFF.into()) }
     }
@@ -151,6 +154,23 @@ impl<R: Read> Archive<R> {
     fn read_exact_inner(&mut self, block: &mut [u8]) -> io::Result<()> {
         let read = (&mut self.inner).take(block.len() as u64).read_to_slice(block)?;
         if read == block.len() { Ok(()) } else { Err(CUT_OFF.into()) }
+    }
+}
+
+impl<R: Read + Seek> Archive<R> {
+    /// The same of what need not be read to be passed over. That an entry is cut off shows where its
+    /// content is read, or at the next entry.
+    pub fn seeking(inner: R) -> Self {
+        let pass_over = |inner: &mut R, bytes: u64| {
+            let forward = i64::try_from(bytes).map_err(|_| CUT_OFF)?;
+            inner.seek(SeekFrom::Current(forward)).map(|_| bytes)
+        };
+        Self { pass_over, ..Self::new(inner) }
+    }
+
+    /// Where the content of the last entry begins, if nothing of it was read.
+    pub fn position(&mut self) -> io::Result<u64> {
+        self.inner.stream_position()
     }
 }
 

@@ -129,9 +129,19 @@ async fn what_no_module_can_be_taken_from_is_refused_by_what_is_wrong() {
     let mut gzip = GzEncoder::new(Vec::new(), Compression::fast());
     gzip.write_all(b"<html>").unwrap();
     for (name, layers, label, says) in [
-        ("whited-out", vec![tar_gz(plugin), tar_gz(&[("a/.wh.plugin.wasm", b"")])], "removed", "a/plugin.wasm"),
+        (
+            "whited-out",
+            vec![tar_gz(plugin), tar_gz(&[("a/.wh.plugin.wasm", b"")])],
+            "removed",
+            "a/plugin.wasm",
+        ),
         ("without", vec![tar_gz(&[("x", b"")]), tar_gz(&[("y", b"")])], "no_module", "only y, x"),
-        ("twice", vec![tar_gz(&[("plugin.wasm", &filter), plugin[0]])], "ambiguous", "plugin.wasm and a/plugin.wasm"),
+        (
+            "twice",
+            vec![tar_gz(&[("plugin.wasm", &filter), plugin[0]])],
+            "ambiguous",
+            "plugin.wasm and a/plugin.wasm",
+        ),
         ("outside", vec![tar_gz(plugin), tar_gz(&[("b/.wh...", b"")])], "tar", "whiteout"),
         ("bomb", vec![bomb], "expands_too_far", "unpacks to more"),
         ("window", vec![window], "zstd", "memory"),

@@ -202,13 +202,8 @@ fn manifest(
     layer: Descriptor,
     annotations: BTreeMap<&'static str, &'static str>,
 ) -> io::Result<Bytes> {
-    let manifest = Manifest {
-        schema_version: 2,
-        media_type,
-        config: config.descriptor(),
-        layers: [layer],
-        annotations,
-    };
+    let manifest =
+        Manifest { schema_version: 2, media_type, config: config.descriptor(), layers: [layer], annotations };
     Ok(serde_json::to_vec(&manifest)?.into())
 }
 
