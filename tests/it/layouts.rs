@@ -224,3 +224,93 @@ async fn what_was_pushed_as_a_docker_image_comes_back() {
     let run = prefetch(&world, [&url], &[]).await;
     assert_eq!(run.module(&url, &filter)["source_digest"], printed.trim_end());
 }
+
+/// An image layout of one image in two layers, whose `index.json` calls it `v1`.
+fn layout(filter: &[u8]) -> (Vec<(String, Vec<u8>)>, String) {
+    let layers = [tar_gz(&[("plugin.wasm", filter)]), zstd(&[("etc/x", b"y")])];
+    let described = [OCI_GZIP, OCI_ZSTD].iter().zip(&layers).map(
+        |(media_type, layer)| json!({"mediaType": media_type, "digest": digest(layer), "size": layer.len()}),
+    );
+    let described: Vec<Value> = described.collect();
+    let manifest = json!({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "layers": described}).to_string();
+    let entry = json!({
+        "mediaType": OCI_MANIFEST, "digest": digest(manifest.as_bytes()), "size": manifest.len(),
+        "annotations": {"org.opencontainers.image.ref.name": "v1"},
+    });
+    let index = json!({"schemaVersion": 2, "manifests": [entry]}).to_string();
+    let source = digest(manifest.as_bytes());
+    let blobs = layers.into_iter().chain([manifest.into_bytes()]);
+    let name = |blob: &[u8]| format!("blobs/sha256/{}", digest(blob).trim_start_matches("sha256:"));
+    let mut files: Vec<_> = blobs.map(|blob| (name(&blob), blob)).collect();
+    files.push(("oci-layout".to_owned(), br#"{"imageLayoutVersion":"1.0.0"}"#.to_vec()));
+    files.push(("index.json".to_owned(), index.into_bytes()));
+    (files, source)
+}
+
+#[tokio::test]
+async fn a_layout_on_this_machine_is_a_source_as_a_folder_and_as_a_tar() {
+    let world = World::new();
+    let filter = module("add-header-v1");
+    let (files, source) = layout(&filter);
+    for name in ["folder", "folder/blobs", "folder/blobs/sha256"] {
+        world.folder(name, User::Agent, 0o755);
+    }
+    for (name, content) in &files {
+        world.write(&format!("folder/{name}"), content, User::Agent, 0o644);
+    }
+    let entries: Vec<_> = files.iter().map(|(name, content)| (name.as_str(), content.as_slice())).collect();
+    world.write("image.tar", tar(&entries), User::Agent, 0o644);
+    for place in ["folder", "image.tar"] {
+        let path = world.path().join(place);
+        for named in [String::new(), ":v1".to_owned(), format!("@{source}")] {
+            let url = format!("oci-layout://{}{named}", path.display());
+            let run = prefetch(&world, [&url], &[]).await;
+            assert_eq!(run.module(&url, &filter)["source_digest"], source.as_str(), "{url}");
+        }
+        let absent = format!("oci-layout://{}@sha256:{}", path.display(), "0".repeat(64));
+        for (url, label) in
+            [(format!("oci-layout://{}:v2", path.display()), "unsupported"), (absent, "not_found")]
+        {
+            assert_eq!(prefetch(&world, [&url], &[]).await.error(&url).0, label, "{url}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn nothing_leads_out_of_a_layout_and_nothing_in_it_is_believed() {
+    let world = World::new();
+    let filter = module("add-header-v1");
+    let (files, source) = layout(&filter);
+    for name in ["linked", "linked/blobs", "linked/blobs/sha256", "other"] {
+        world.folder(name, User::Agent, 0o755);
+    }
+    for (number, (name, content)) in files.iter().enumerate() {
+        // The lower layer is a link to a file with the right bytes, beside the layout.
+        if number == 0 {
+            let outside = world.write("other/layer", content, User::Agent, 0o644);
+            std::os::unix::fs::symlink(outside, world.path().join("linked").join(name)).unwrap();
+        } else {
+            world.write(&format!("linked/{name}"), content, User::Agent, 0o644);
+        }
+    }
+    let url = format!("oci-layout://{}:v1", world.path().join("linked").display());
+    assert_eq!(prefetch(&world, [&url], &[]).await.error(&url).0, "file_not_allowed");
+
+    for (number, label) in [(0, "digest_mismatch"), (1, "digest_mismatch"), (2, "digest_mismatch")] {
+        let mut entries: Vec<_> =
+            files.iter().map(|(name, content)| (name.as_str(), content.clone())).collect();
+        let last = entries[number].1.len() - 1;
+        entries[number].1[last] ^= 0x20;
+        let entries: Vec<_> = entries.iter().map(|(name, content)| (*name, content.as_slice())).collect();
+        let name = format!("wrong-{number}.tar");
+        let path = world.write(&name, tar(&entries), User::Agent, 0o644);
+        let url = format!("oci-layout://{}@{source}", path.display());
+        let run = prefetch(&world, [&url], &[]).await;
+        let (kind, message) = run.error(&url);
+        // A compressed layer may be found damaged before its digest is.
+        assert!(kind == label || kind == "gzip" || kind == "zstd", "{number}: {kind}: {message}");
+    }
+    let path = world.write("no.tar", b"no tar", User::Agent, 0o644);
+    let url = format!("oci-layout://{}", path.display());
+    assert_eq!(prefetch(&world, [&url], &[]).await.error(&url).0, "manifest");
+}

@@ -345,7 +345,8 @@ fn stacked(limits: &Limits, layers: &[&[(&str, &[u8])]]) -> (Result<Vec<u8>, Unp
 #[test]
 fn the_last_layer_that_holds_the_module_wins_and_none_below_is_asked_for() {
     let old: &[(&str, &[u8])] = &[("plugin.wasm", b"\0asm old")];
-    let (new, other): (&[(&str, &[u8])], &[(&str, &[u8])]) = (&[("a/plugin.wasm", WASM)], &[("etc/x", b"y")]);
+    let new: &[(&str, &[u8])] = &[("a/plugin.wasm", WASM)];
+    let other: &[(&str, &[u8])] = &[("etc/x", b"y")];
     for (layers, begun) in [
         (&[new, old][..], 1),
         (&[other, new, old], 2),
