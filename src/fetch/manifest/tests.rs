@@ -244,3 +244,30 @@ fn a_strangers_words_are_short_and_plain_in_errors() {
     assert_eq!(quote(&"x".repeat(1000)).len(), 100);
     assert!(list(vec!["x".to_owned(); 1000].into_iter()).ends_with("and 992 more"));
 }
+
+#[test]
+fn a_tag_in_a_layout_names_images_or_one_index() {
+    let entry = |media_type: &str, digit: char, tag: &str| {
+        let mut entry = layer(media_type);
+        entry["digest"] = format!("{}{digit}", &DIGEST[..DIGEST.len() - 1]).into();
+        entry["annotations"] = json!({"org.opencontainers.image.ref.name": tag});
+        entry
+    };
+    let entries = [
+        entry(OCI_INDEX, '1', "multi"),
+        entry(OCI_MANIFEST, '2', "v1"),
+        entry(OCI_MANIFEST, '3', "twice"),
+        entry(OCI_MANIFEST, '4', "twice"),
+    ];
+    let document = json!({ "schemaVersion": 2, "manifests": entries }).to_string();
+    let tagged = |tag: &str| match read(document.as_bytes(), None) {
+        Ok(Manifest::Index(index)) => index.tagged(tag),
+        other => panic!("{other:?}"),
+    };
+    let only =
+        |tag: &str| tagged(tag).unwrap().only().unwrap().map(|child| child.digest.hex().pop().unwrap());
+    assert_eq!([only("multi"), only("v1"), only("twice")], [Some('1'), Some('2'), None]);
+    assert!(tagged("twice").unwrap().choose("amd64").is_err());
+    let Err(Refusal::Unsupported(reason)) = tagged("v2") else { panic!() };
+    assert!(reason.contains("multi, v1, twice"), "{reason}");
+}
