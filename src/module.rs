@@ -1,6 +1,7 @@
 //! What is asked for, and what comes back: the values that travel from a resource (or the command
 //! line) through resolve to the store.
 
+mod layout;
 mod reference;
 
 use std::fmt;
@@ -15,6 +16,8 @@ use url::{Host, Position, Url};
 use crate::digest::{ExpectedDigest, PayloadDigest, SourceDigest};
 use crate::secret::Secret;
 
+pub use self::layout::LayoutImage;
+
 /// Where a module comes from.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub enum ModuleUrl {
@@ -24,6 +27,8 @@ pub enum ModuleUrl {
     Http(Url),
     /// `file:///absolute/path`.
     File(PathBuf),
+    /// `oci-layout:///absolute/path[:TAG|@DIGEST]`: a folder or a tar.
+    Layout(PathBuf, Option<LayoutImage>),
 }
 
 /// Why a text is no module URL. The text itself is not repeated: it may hold a credential.
@@ -31,7 +36,7 @@ pub enum ModuleUrl {
 pub enum InvalidUrl {
     #[error("the module URL is empty")]
     Empty,
-    #[error("the scheme of the module URL is not one of oci, http, https and file")]
+    #[error("the scheme of the module URL is not one of oci, http, https, file and oci-layout")]
     Scheme,
     #[error("not a valid OCI reference: {0}")]
     Reference(&'static str),
@@ -39,6 +44,8 @@ pub enum InvalidUrl {
     Url(#[from] url::ParseError),
     #[error("a module URL must not hold a user name or password; use a pull secret")]
     Credentials,
+    #[error("not a valid URL of an OCI layout: {0}")]
+    Layout(&'static str),
     #[error("a file URL needs an absolute path of text and no host, as in file:///dir/module.wasm")]
     FilePath,
 }
@@ -77,6 +84,10 @@ impl FromStr for ModuleUrl {
                     _ => Err(InvalidUrl::FilePath),
                 }
             }
+            "oci-layout" => match layout::parse(rest) {
+                Ok((path, image)) => Ok(ModuleUrl::Layout(path, image)),
+                Err(why) => Err(InvalidUrl::Layout(why)),
+            },
             _ => Err(InvalidUrl::Scheme),
         }
     }
@@ -92,7 +103,7 @@ impl ModuleUrl {
     }
 
     /// The pull policy where none is given: `Always` for the tag `latest` or no tag and no digest,
-    /// otherwise `IfNotPresent`; an HTTP or file source counts as pinned.
+    /// otherwise `IfNotPresent`, as for HTTP servers, files and layouts.
     pub fn default_policy(&self) -> PullPolicy {
         match self {
             ModuleUrl::Oci(reference)
@@ -110,15 +121,22 @@ impl ModuleUrl {
             ModuleUrl::Oci(reference) => format!("oci://{}", reference.whole()),
             ModuleUrl::Http(url) => url.as_str().to_owned(),
             ModuleUrl::File(path) => format!("file://{}", path.display()),
+            ModuleUrl::Layout(path, None) => format!("oci-layout://{}", path.display()),
+            ModuleUrl::Layout(path, Some(LayoutImage::Tag(tag))) => {
+                format!("oci-layout://{}:{tag}", path.display())
+            }
+            ModuleUrl::Layout(path, Some(LayoutImage::Digest(digest))) => {
+                format!("oci-layout://{}@{digest}", path.display())
+            }
         }
     }
 
-    /// The server that is asked, `HOST[:PORT]`; empty for files.
+    /// The server that is asked, `HOST[:PORT]`; empty for files and layouts.
     pub fn server(&self) -> &str {
         match self {
             ModuleUrl::Oci(reference) => reference.registry(),
             ModuleUrl::Http(url) => &url[Position::BeforeHost..Position::AfterPort],
-            ModuleUrl::File(_) => "",
+            ModuleUrl::File(_) | ModuleUrl::Layout(..) => "",
         }
     }
 
@@ -138,7 +156,7 @@ impl ModuleUrl {
                 .filter(|name| !name.is_empty())
                 .unwrap_or("module")
                 .to_owned(),
-            ModuleUrl::File(path) => {
+            ModuleUrl::File(path) | ModuleUrl::Layout(path, _) => {
                 path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
             }
         }
@@ -253,6 +271,22 @@ impl ModuleRequest {
             }
             _ => None,
         }
+    }
+}
+
+/// What an http server gave along with a body, to be asked later whether it still serves that one.
+/// A weak ETag will do: whatever such a server calls the same, its owner does.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Validators {
+    pub etag: Option<String>,
+    /// As the server wrote it.
+    pub last_modified: Option<String>,
+}
+
+impl Validators {
+    /// Whether nothing can be asked by these.
+    pub fn is_empty(&self) -> bool {
+        self.etag.is_none() && self.last_modified.is_none()
     }
 }
 
@@ -373,11 +407,16 @@ mod tests {
             "file://",
             "file:///a%0Aforged",
             "file:///%ff",
+            "oci-layout://host/a",
+            "oci-layout:///",
             "oci://",
             "oci://h/UPPER:v1",
         ] {
             assert!(text.parse::<ModuleUrl>().is_err(), "{text}");
         }
         assert_eq!(url("file:///a/b.wasm"), ModuleUrl::File("/a/b.wasm".into()));
+        let layout = url("oci-layout:///a/b.tar:v1");
+        assert_eq!(layout.canonical(), "oci-layout:///a/b.tar:v1");
+        assert_eq!(layout.default_policy(), PullPolicy::IfNotPresent);
     }
 }

@@ -137,6 +137,8 @@ pub enum Layout {
     Artifact,
     /// An OCI image with one tar+gzip layer that holds plugin.wasm
     Image,
+    /// The same as a docker image, schema 2
+    Docker,
 }
 
 /// Validates a configuration and says what it would do.
@@ -232,6 +234,7 @@ mod tests {
         };
         assert_eq!(layout("push a.wasm oci://h/r:t"), Layout::Artifact);
         assert_eq!(layout("push a.wasm oci://h/r:t --layout image"), Layout::Image);
+        assert_eq!(layout("push a.wasm oci://h/r:t --layout docker"), Layout::Docker);
     }
 
     #[test]
@@ -260,7 +263,7 @@ mod tests {
             ("prefetch --concurrency 65 a", ValueValidation),
             ("prefetch --cache-dir= a", ValueValidation),
             ("push a.wasm", MissingRequiredArgument),
-            ("push a.wasm oci://h/r:t --layout docker", InvalidValue),
+            ("push a.wasm oci://h/r:t --layout tar", InvalidValue),
             ("check --log-format xml", InvalidValue),
             ("check --log-level loud", InvalidValue),
         ] {

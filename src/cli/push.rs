@@ -110,6 +110,7 @@ pub fn run(args: PushArgs, environment: &Environment) -> Result<(), CliError> {
         layout: match args.layout {
             args::Layout::Artifact => Layout::Artifact,
             args::Layout::Image => Layout::Image,
+            args::Layout::Docker => Layout::Docker,
         },
         credential: password.map(|(user, password)| (user.expose().to_owned(), password.clone())),
         plain_http: args.plain_http,
@@ -198,7 +199,7 @@ async fn upload(
     for Blob { bytes, digest, .. } in [&package.layer, &package.config] {
         client.push_blob(reference, bytes.clone(), &digest.to_string()).await?;
     }
-    let content_type = http::HeaderValue::from_static(layout::MANIFEST_TYPE);
+    let content_type = http::HeaderValue::from_static(package.manifest_type);
     client.push_manifest_raw(reference, package.manifest.clone(), content_type).await?;
     Ok(())
 }

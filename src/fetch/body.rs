@@ -4,6 +4,9 @@
 //! slow disk slows the network down, and memory stays the same whatever the size. What was promised,
 //! size and digest, is checked before the reader sees the end. One thing is left to [`Body::finish`]:
 //! where the body is the module itself, whoever stores it hashes it anyway, and once is enough.
+//!
+//! Of an image the body is one layer at a time, the last one first; each is held to its own promise, and
+//! the next one is asked for when the reader wants it.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -18,9 +21,13 @@ use tokio_util::task::AbortOnDropHandle;
 use super::download::{Download, Event};
 use super::error::FetchError;
 use super::hosts::Doubt;
+use super::layers::Below;
+use super::layout::Layout;
+use super::manifest::Layer;
 use crate::clock::Clock;
 use crate::digest::{BlobDigest, Hasher, PayloadDigest, SourceDigest};
-use crate::wasm::Packaging;
+use crate::module::Validators;
+use crate::wasm::{Layers, Packaging};
 
 /// Chunks between network and reader, each at most the client's read buffer.
 const CHUNKS: usize = 4;
@@ -44,6 +51,9 @@ pub struct Body {
     packaging: Packaging,
     promise: Promise,
     stream: Stream,
+    /// What an image has below this layer.
+    below: Option<Below>,
+    validators: Validators,
     /// None where the body is the module itself.
     hasher: Option<Hasher>,
     /// Bytes of the whole, those before the first one that is read here included.
@@ -66,12 +76,15 @@ pub struct Resumed {
 enum Stream {
     Network {
         events: mpsc::Receiver<Event>,
+        /// What the pump goes on with after an end.
+        next: mpsc::Sender<Layer>,
         chunk: Bytes,
         clock: Clock,
         deadline: Instant,
         pump: AbortOnDropHandle<()>,
     },
-    File(File),
+    /// With the layout that it is of, where it is of one.
+    File(io::Take<File>, Option<Arc<Layout>>),
 }
 
 /// Interrupts a [`Body`] when it is dropped: its reader, who may be on another thread, is not left to wait
@@ -105,15 +118,27 @@ impl Body {
         clock: Clock,
     ) -> Self {
         let (sender, events) = mpsc::channel(CHUNKS);
+        let (next, layers) = mpsc::channel(1);
         let (seen, resumed, deadline) = (download.at(), download.resumed(), download.deadline());
-        let pump = AbortOnDropHandle::new(tokio::spawn(pump(download, sender)));
-        let stream = Stream::Network { events, chunk: Bytes::new(), clock, deadline, pump };
+        let pump = AbortOnDropHandle::new(tokio::spawn(pump(download, sender, layers)));
+        let stream = Stream::Network { events, next, chunk: Bytes::new(), clock, deadline, pump };
         Body { seen, resumed, ..Self::new(what, packaging, promise, stream) }
     }
 
     /// A body from a regular file.
     pub(super) fn file(what: String, promise: Promise, file: File) -> Self {
-        Self::new(what, Packaging::Sniff, promise, Stream::File(file))
+        Self::new(what, Packaging::Sniff, promise, Stream::File(file.take(u64::MAX), None))
+    }
+
+    /// A body from a file of a layout.
+    pub(super) fn layout(
+        what: String,
+        packaging: Packaging,
+        promise: Promise,
+        file: io::Take<File>,
+        layout: Arc<Layout>,
+    ) -> Self {
+        Self::new(what, packaging, promise, Stream::File(file, Some(layout)))
     }
 
     fn new(what: String, packaging: Packaging, promise: Promise, stream: Stream) -> Self {
@@ -124,6 +149,8 @@ impl Body {
             packaging,
             promise,
             stream,
+            below: None,
+            validators: Validators::default(),
             hasher,
             seen: 0,
             resumed: Resumed::default(),
@@ -137,6 +164,47 @@ impl Body {
         Body { doubt: Some(doubt), ..self }
     }
 
+    /// The same as the topmost layer of an image.
+    pub(super) fn above(self, below: Below) -> Self {
+        Body { below: Some(below), ..self }
+    }
+
+    /// The same with what its server gave along with it.
+    pub(super) fn validated_by(self, validators: Validators) -> Self {
+        Body { validators, ..self }
+    }
+
+    /// By what its server can be asked whether it still serves this.
+    pub fn validators(&self) -> &Validators {
+        &self.validators
+    }
+
+    /// Goes on to the layer below, once this one was read to its end. False where there is none.
+    fn descend(&mut self) -> Result<bool, FetchError> {
+        let State::Ended { .. } = self.state else { return Err(FetchError::Interrupted) };
+        let Some(next) = self.below.as_mut().and_then(Below::next) else { return Ok(false) };
+        // Whatever stands in the way, this is no longer the body that ended well.
+        self.state = State::Failed;
+        let (layer, what) = next?;
+        let Promise::Blob { manifest, .. } = self.promise else { return Err(FetchError::Interrupted) };
+        match &mut self.stream {
+            Stream::Network { next, .. } => {
+                next.blocking_send(layer).map_err(|_| FetchError::Interrupted)?;
+            }
+            Stream::File(file, Some(layout)) => *file = layout.blob(&layer.digest)?,
+            Stream::File(_, None) => return Err(FetchError::Interrupted),
+        }
+        self.promise = Promise::Blob { digest: layer.digest, size: layer.size, manifest };
+        (self.what, self.packaging, self.seen) = (what, layer.packaging, 0);
+        (self.hasher, self.state) = (Some(Hasher::default()), State::Reading);
+        Ok(true)
+    }
+
+    /// Whether these are the bytes of what an image has topmost.
+    pub fn is_topmost(&self) -> bool {
+        !self.below.as_ref().is_some_and(Below::has_begun)
+    }
+
     /// How the module is packed in these bytes.
     pub fn packaging(&self) -> Packaging {
         self.packaging
@@ -147,7 +215,7 @@ impl Body {
     pub fn interrupt_on_drop(&self) -> Interrupt {
         Interrupt(match &self.stream {
             Stream::Network { pump, .. } => Some(pump.abort_handle()),
-            Stream::File(_) => None,
+            Stream::File(..) => None,
         })
     }
 
@@ -181,7 +249,7 @@ impl Body {
 
     fn advance(&mut self, buffer: &mut [u8]) -> Result<usize, FetchError> {
         match &mut self.stream {
-            Stream::File(file) => {
+            Stream::File(file, _) => {
                 let count = file.read(buffer).map_err(FetchError::Io)?;
                 let bytes = buffer.get(..count).unwrap_or_default();
                 if bytes.is_empty() {
@@ -296,13 +364,31 @@ impl Read for Body {
     }
 }
 
-/// Moves what comes into the channel until either end is done.
-async fn pump(mut download: Download, events: mpsc::Sender<Event>) {
+impl Layers for Body {
+    fn packaging(&self) -> Packaging {
+        self.packaging
+    }
+
+    fn next_layer(&mut self) -> io::Result<bool> {
+        Ok(self.descend()?)
+    }
+}
+
+/// Moves what comes into the channel, one layer after the other, until either end is done.
+async fn pump(mut download: Download, events: mpsc::Sender<Event>, mut layers: mpsc::Receiver<Layer>) {
     loop {
         let event = download.next().await;
-        let last = matches!(event, Event::End | Event::Failed(_));
-        if events.send(event).await.is_err() || last {
+        let (ended, failed) = (matches!(event, Event::End), matches!(event, Event::Failed(_)));
+        if events.send(event).await.is_err() || failed {
             return;
+        }
+        if ended {
+            let Some(layer) = layers.recv().await else { return };
+            if let Err(error) = download.begin(layer).await {
+                // Who reads no more needs no error.
+                let _ = events.send(Event::Failed(error)).await;
+                return;
+            }
         }
     }
 }

@@ -20,6 +20,7 @@ use super::error::{FetchError, RegistryCode};
 use super::http::{Request, Response, Session};
 use super::manifest::Layer;
 use super::oci::{Others, Repository};
+use crate::module::Validators;
 
 /// How often one download goes on after it broke off.
 const MAX_RESUMES: u32 = 5;
@@ -81,6 +82,18 @@ impl Download {
 
     pub(super) fn deadline(&self) -> Instant {
         self.deadline
+    }
+
+    /// Goes on with another layer of the same image, from its start.
+    pub(super) async fn begin(&mut self, next: Layer) -> Result<(), FetchError> {
+        let Origin::Layer { repository, layer, others } = &mut self.origin else {
+            return Err(FetchError::Interrupted);
+        };
+        others.begin(repository, &next);
+        *layer = next;
+        self.part = self.origin.part(0, Some(next.size), self.deadline).await?;
+        (self.at, self.size, self.resumed_at) = (0, Some(next.size), 0);
+        Ok(())
     }
 
     /// What comes next; nothing more after the end or a failure.
@@ -227,24 +240,50 @@ impl Origin {
         }
     }
 
+    /// All of it, unless it is still what the server gave these along with; then nothing comes.
+    pub(super) async fn all_unless(
+        &mut self,
+        known: &Validators,
+        deadline: Instant,
+    ) -> Result<Option<Part>, FetchError> {
+        let mut headers = HeaderMap::new();
+        let conditions =
+            [(header::IF_NONE_MATCH, &known.etag), (header::IF_MODIFIED_SINCE, &known.last_modified)];
+        for (name, value) in conditions {
+            let value = value.as_deref().and_then(|value| HeaderValue::from_str(value).ok());
+            headers.extend(value.map(|value| (name, value)));
+        }
+        match self.send(headers, deadline).await {
+            Ok(response) => self.whole(response, 0).map(Some),
+            Err(FetchError::Status { status: StatusCode::NOT_MODIFIED, .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// A GET that ends with status 200, or with 206 where it asks for what follows the first `from` bytes.
     async fn ask(&mut self, from: Option<u64>, deadline: Instant) -> Result<Response, FetchError> {
-        // Ranges and ETags are of the bytes as they are sent, which have to be the source's own.
         let mut headers = HeaderMap::new();
-        headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         if let Some(range) = from.and_then(|from| HeaderValue::from_str(&format!("bytes={from}-")).ok()) {
             headers.insert(header::RANGE, range);
+            if let Origin::Url { etag: Some(etag), .. } = self {
+                headers.insert(header::IF_RANGE, etag.clone());
+            }
         }
+        self.send(headers, deadline).await
+    }
+
+    /// A GET with these headers.
+    async fn send(&mut self, mut headers: HeaderMap, deadline: Instant) -> Result<Response, FetchError> {
+        // Ranges and ETags are of the bytes as they are sent, which have to be the source's own.
+        headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         match self {
             Origin::Layer { repository, layer, .. } => repository.layer(layer, headers, deadline).await,
-            Origin::Url { shared, url, what, etag } => {
-                if let (Some(_), Some(etag)) = (from, etag.as_ref()) {
-                    headers.insert(header::IF_RANGE, etag.clone());
-                }
+            Origin::Url { shared, url, what, .. } => {
+                let is_part = headers.contains_key(header::RANGE);
                 let mut session = Session::new(shared.client.clone(), shared.web(url));
                 let request = Request { headers, ..Request::get(url.clone()) };
                 let response = session.send(request, deadline).await?;
-                let is_part = from.is_some() && response.status == StatusCode::PARTIAL_CONTENT;
+                let is_part = is_part && response.status == StatusCode::PARTIAL_CONTENT;
                 if response.status == StatusCode::OK || is_part {
                     return Ok(response);
                 }

@@ -1,7 +1,7 @@
 //! A module from a file. A resource names a file that the agent opens with its own rights, so it may
 //! name one only below folders that the configuration lists, and no link in there leads out.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::os::fd::OwnedFd;
 use std::path::{Component, Path, PathBuf};
 
@@ -21,6 +21,32 @@ pub enum FileAccess {
 
 /// Opens a regular file; returns it with its size. Blocks as file systems do.
 pub(super) fn open(access: &FileAccess, path: &Path) -> Result<(File, u64), FetchError> {
+    let (file, metadata) = open_any(access, path)?;
+    match metadata.is_file() {
+        true => Ok((file, metadata.len())),
+        false => Err(not_regular(path)),
+    }
+}
+
+/// Opens a regular file in a folder that is open, through no link that leads out of that; none where there
+/// is none. Blocks as file systems do.
+pub(super) fn within(folder: &OwnedFd, path: &Path) -> Result<Option<File>, FetchError> {
+    let file = match below(folder, path) {
+        Ok(file) => File::from(file),
+        Err(Errno::NOENT | Errno::NOTDIR) => return Ok(None),
+        Err(Errno::XDEV | Errno::LOOP | Errno::NXIO) => return Err(not_regular(path)),
+        Err(error) => return Err(FetchError::File { path: path.to_owned(), source: error.into() }),
+    };
+    let metadata = file.metadata().map_err(|source| FetchError::File { path: path.to_owned(), source })?;
+    if metadata.is_file() { Ok(Some(file)) } else { Err(not_regular(path)) }
+}
+
+fn not_regular(path: &Path) -> FetchError {
+    FetchError::FileNotAllowed { path: path.to_owned(), reason: "it is not a regular file" }
+}
+
+/// Opens a file or folder that may be read, whatever it is. Blocks as file systems do.
+pub(super) fn open_any(access: &FileAccess, path: &Path) -> Result<(File, Metadata), FetchError> {
     let not_allowed = |reason| FetchError::FileNotAllowed { path: path.to_owned(), reason };
     let opened = match access {
         FileAccess::Any => openat(CWD, path, FLAGS, Mode::empty()),
@@ -50,24 +76,24 @@ pub(super) fn open(access: &FileAccess, path: &Path) -> Result<(File, u64), Fetc
         Err(error) => return Err(FetchError::File { path: path.to_owned(), source: error.into() }),
     };
     let metadata = file.metadata().map_err(|source| FetchError::File { path: path.to_owned(), source })?;
-    if !metadata.is_file() {
-        return Err(not_allowed("it is not a regular file"));
-    }
-    Ok((file, metadata.len()))
+    Ok((file, metadata))
 }
 
 /// A pipe must not make the open wait for a writer, nor a terminal become ours.
 const FLAGS: OFlags = OFlags::RDONLY.union(OFlags::NONBLOCK).union(OFlags::NOCTTY).union(OFlags::CLOEXEC);
 
 fn beneath(folder: &Path, rest: &Path) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    below(&openat(CWD, folder, flags, Mode::empty())?, rest)
+}
+
+fn below(folder: &OwnedFd, rest: &Path) -> Result<OwnedFd, Errno> {
     /// The kernel gives up when a rename happens beside it.
     const TRIES: usize = 16;
 
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let folder = openat(CWD, folder, flags, Mode::empty())?;
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
     for _ in 0..TRIES {
-        match openat2(&folder, rest, FLAGS, Mode::empty(), resolve) {
+        match openat2(folder, rest, FLAGS, Mode::empty(), resolve) {
             Err(Errno::AGAIN) => {}
             // A kernel before 5.6, or a sandbox that does not know the call.
             Err(Errno::NOSYS | Errno::PERM) => return without_links(folder, rest),
@@ -78,9 +104,9 @@ fn beneath(folder: &Path, rest: &Path) -> Result<OwnedFd, Errno> {
 }
 
 /// Part by part, and through no link at all.
-fn without_links(folder: OwnedFd, rest: &Path) -> Result<OwnedFd, Errno> {
+fn without_links(folder: &OwnedFd, rest: &Path) -> Result<OwnedFd, Errno> {
     let mut parts = rest.components().map(Component::as_os_str).peekable();
-    let mut current = folder;
+    let mut current = openat(folder, ".", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     while let Some(part) = parts.next() {
         let flags = match parts.peek() {
             Some(_) => OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW,
@@ -150,7 +176,7 @@ mod tests {
         let (_root, allowed) = tree();
         let open = |rest: &str| {
             let folder = openat(CWD, &allowed, OFlags::PATH | OFlags::DIRECTORY, Mode::empty()).unwrap();
-            without_links(folder, Path::new(rest)).map(drop)
+            without_links(&folder, Path::new(rest)).map(drop)
         };
         assert_eq!(open("deep/module"), Ok(()));
         for rest in ["in", "out", "absolute", "out_dir/secret"] {

@@ -1,7 +1,7 @@
 //! OCI and Docker manifests and indexes: read strictly, pick the platform, pick the layer. Pure.
 //!
 //! Image specification 1.1, Docker manifest v2 schema 2, and the Wasm layouts in use: Solo's
-//! (compat images and two-layer artifacts), wasm-to-oci's and the CNCF's.
+//! (compat images and two-layer artifacts), wasm-to-oci's, the CNCF's, and Higress's plugins.
 
 use std::fmt::Write as _;
 
@@ -31,15 +31,26 @@ const RAW_LAYERS: [&str; 3] = [
 /// Stands beside the module in Solo's artifacts.
 const RAW_COMPANION: &str = "application/vnd.module.wasm.config.v1+json";
 /// The layer is a tar that holds the module.
-const TAR_LAYERS: [&str; 4] = [
+const TAR_LAYERS: [&str; 6] = [
     "application/vnd.oci.image.layer.v1.tar+gzip",
+    "application/vnd.oci.image.layer.v1.tar+zstd",
     "application/vnd.oci.image.layer.v1.tar",
     "application/vnd.docker.image.rootfs.diff.tar.gzip",
+    "application/vnd.docker.image.rootfs.diff.tar.zstd",
     "application/vnd.docker.image.rootfs.diff.tar",
 ];
+/// What stands beside the module in a Higress plugin: `spec.yaml`, `README.md`, an icon.
+const DOCUMENTS: [&str; 4] = [
+    "application/vnd.module.wasm.spec.v1+",
+    "application/vnd.module.wasm.doc.v1",
+    "application/vnd.module.wasm.icon.v1+",
+    "application/vnd.module.wasm.config.v1+",
+];
+/// An image with more is refused; docker itself stops at 127.
+const MAX_LAYERS: usize = 128;
 
 /// Why a document cannot be used.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Refusal {
     /// It breaks the specification, or contradicts itself.
     Invalid(String),
@@ -78,10 +89,19 @@ pub(super) struct Index {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Child {
     pub(super) digest: SourceDigest,
-    pub(super) size: u64,
+    /// Bytes, where it is known.
+    pub(super) size: Option<u64>,
 }
 
-/// The layer that holds the module.
+/// Where the module is: in the first of these that decides it, `top` or one of those below, which are
+/// in the order in which they are asked. One that cannot be read counts only where it is reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Layers {
+    pub(super) top: Layer,
+    pub(super) below: Vec<Result<Layer, Refusal>>,
+}
+
+/// A layer that may hold the module.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Layer {
     pub(super) digest: BlobDigest,
@@ -123,6 +143,8 @@ struct Platform {
 struct Annotations {
     #[serde(rename = "vnd.docker.reference.type")]
     reference_type: Option<IgnoredAny>,
+    #[serde(rename = "org.opencontainers.image.ref.name")]
+    ref_name: Option<String>,
 }
 
 /// Reads a document. `content_type`: what the server called it, if it did.
@@ -198,7 +220,7 @@ impl Index {
         match preferred.as_slice() {
             [] => unsupported(format!("no image is in its index, only {}", self.platforms())),
             [one] => match one.digest.parse() {
-                Ok(digest) => Ok(Child { digest, size: one.size }),
+                Ok(digest) => Ok(Child { digest, size: Some(one.size) }),
                 Err(_) => invalid("its index names a manifest by something that is no SHA-256 digest"),
             },
             _ => unsupported(format!(
@@ -206,6 +228,32 @@ impl Index {
                  linux/{architecture}): {}",
                 self.platforms()
             )),
+        }
+    }
+
+    /// What an image layout's `index.json` has under a tag.
+    pub(super) fn tagged(self, tag: &str) -> Result<Self, Refusal> {
+        let name = |manifest: &Descriptor| manifest.annotations.as_ref().and_then(|a| a.ref_name.clone());
+        let names = list(self.manifests.iter().filter_map(name).collect::<Vec<_>>().into_iter());
+        let found = self.manifests.into_iter().filter(|manifest| name(manifest).as_deref() == Some(tag));
+        match found.collect::<Vec<_>>() {
+            none if none.is_empty() => {
+                unsupported(format!("no image in it has the tag, only these are there: {names}"))
+            }
+            manifests => Ok(Index { manifests }),
+        }
+    }
+
+    /// The only entry that there is, be it an index itself.
+    pub(super) fn only(&self) -> Result<Option<Child>, Refusal> {
+        match self.manifests.as_slice() {
+            [one] if one.is_image() || matches!(one.media_type.as_str(), OCI_INDEX | DOCKER_LIST) => {
+                match one.digest.parse() {
+                    Ok(digest) => Ok(Some(Child { digest, size: Some(one.size) })),
+                    Err(_) => invalid("its index names a manifest by something that is no SHA-256 digest"),
+                }
+            }
+            _ => Ok(None),
         }
     }
 
@@ -226,30 +274,67 @@ impl Descriptor {
             || self.platform.as_ref().is_some_and(|p| p.os == "unknown" && p.architecture == "unknown");
         !attestation && matches!(self.media_type.as_str(), OCI_MANIFEST | DOCKER_MANIFEST)
     }
+
+    fn is_tar(&self) -> bool {
+        TAR_LAYERS.contains(&self.media_type.as_str())
+    }
+
+    fn is_document(&self) -> bool {
+        DOCUMENTS.iter().any(|document| self.media_type.starts_with(document))
+    }
+
+    fn layer(&self, packaging: Packaging) -> Result<Layer, Refusal> {
+        match self.digest.parse() {
+            Ok(digest) => Ok(Layer { digest, size: self.size, packaging }),
+            Err(_) => invalid("its layer is named by something that is no SHA-256 digest"),
+        }
+    }
 }
 
 impl Image {
-    /// The layer that holds the module: the only raw one, or the last one of an image.
-    pub(super) fn layer(&self) -> Result<Layer, Refusal> {
+    /// Where the module is: the only raw layer, or those of an image, the last one first.
+    pub(super) fn layers(&self) -> Result<Layers, Refusal> {
+        if self.layers.len() > MAX_LAYERS {
+            let count = self.layers.len();
+            return unsupported(format!("it has {count} layers, and more than {MAX_LAYERS} are not read"));
+        }
         let is_raw = |layer: &&Descriptor| RAW_LAYERS.contains(&layer.media_type.as_str());
         let mut raw = self.layers.iter().filter(is_raw);
-        let (layer, packaging) = match (raw.next(), raw.next(), self.layers.as_slice()) {
-            (Some(module), None, [_]) => (module, Packaging::Raw),
+        let mut layers = self.layers.iter().rev().filter(|layer| !layer.is_document());
+        match (raw.next(), raw.next(), self.layers.as_slice()) {
+            (_, _, []) => unsupported("it has no layers"),
+            (Some(module), None, [_]) => only(module),
             (Some(module), None, [a, b]) if [a, b].iter().any(|l| l.media_type == RAW_COMPANION) => {
-                (module, Packaging::Raw)
+                only(module)
             }
-            (None, _, [.., last]) if TAR_LAYERS.contains(&last.media_type.as_str()) => {
-                (last, Packaging::Layer)
-            }
-            (_, _, []) => return unsupported("it has no layers"),
-            _ => {
-                let seen = list(self.layers.iter().map(|layer| layer.media_type.clone()));
-                return unsupported(format!("none of the layouts of Wasm modules has layers such as {seen}"));
-            }
-        };
-        match layer.digest.parse() {
-            Ok(digest) => Ok(Layer { digest, size: layer.size, packaging }),
-            Err(_) => invalid("its layer is named by something that is no SHA-256 digest"),
+            (None, ..) => match layers.next() {
+                Some(top) if top.is_tar() => {
+                    Ok(Layers { top: top.layer(Packaging::Layer)?, below: layers.map(below).collect() })
+                }
+                _ => self.in_no_layout(),
+            },
+            _ => self.in_no_layout(),
+        }
+    }
+
+    fn in_no_layout<T>(&self) -> Result<T, Refusal> {
+        let seen = list(self.layers.iter().map(|layer| layer.media_type.clone()));
+        unsupported(format!("none of the layouts of Wasm modules has layers such as {seen}"))
+    }
+}
+
+/// A layer that is the module.
+fn only(module: &Descriptor) -> Result<Layers, Refusal> {
+    Ok(Layers { top: module.layer(Packaging::Raw)?, below: Vec::new() })
+}
+
+/// A layer below another one.
+fn below(layer: &Descriptor) -> Result<Layer, Refusal> {
+    match layer.is_tar() {
+        true => layer.layer(Packaging::Layer),
+        false => {
+            let seen = quote(&layer.media_type);
+            unsupported(format!("no later layer holds plugin.wasm, and one of type {seen} cannot be read"))
         }
     }
 }

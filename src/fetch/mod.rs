@@ -2,10 +2,10 @@
 //!
 //! ```text
 //! Fetcher -> oci ---------> auth -> realm
-//!         |    \-> manifest,   \
-//!         |        hosts        \
-//!         |-> http_source ------+-> http -> dial -> names, address, proxy, tls
-//!         |-> file               \-> download -> body
+//!         |    \-> manifest,    \
+//!         |        layers, hosts \
+//!         |-> http_source --------+-> http -> dial -> names, address, proxy, tls
+//!         |-> file, layout         \-> download -> body
 //!         \-> credential, credentials
 //! ```
 //!
@@ -29,6 +29,8 @@ mod files;
 mod hosts;
 mod http;
 mod http_source;
+mod layers;
+mod layout;
 mod manifest;
 mod names;
 mod oci;
@@ -71,7 +73,7 @@ use self::tls::Tls;
 use crate::clock::Clock;
 use crate::digest::{BlobDigest, ExpectedDigest, SourceDigest};
 use crate::metrics::Metrics;
-use crate::module::{ModuleRequest, ModuleUrl, PullSecret};
+use crate::module::{ModuleRequest, ModuleUrl, PullSecret, Validators};
 use crate::wasm::Packaging;
 
 /// How to fetch.
@@ -240,14 +242,37 @@ impl Fetcher {
         deadline: Instant,
     ) -> Result<Located, FetchError> {
         let place = match &request.url {
-            ModuleUrl::Http(url) => Place::Http(url.clone()),
+            ModuleUrl::Http(url) => Place::Http(Box::new(http_source::Found::new(url.clone()))),
             ModuleUrl::File(path) => Place::File(path.clone()),
+            ModuleUrl::Layout(path, image) => {
+                let (what, path, image) = (request.url.to_string(), path.clone(), image.clone());
+                let locate = move |shared: &Shared| layout::locate(shared, &path, image.as_ref(), what);
+                Place::Layout(Box::new(self.of_files(&request.url.to_string(), deadline, locate).await?))
+            }
             ModuleUrl::Oci(reference) => {
                 let found = oci::locate(&self.shared, reference, credential, deadline).await?;
                 Place::Oci(Box::new(found))
             }
         };
         Ok(Located { place })
+    }
+
+    /// As [`Fetcher::locate`], for who has what an http server gave these along with: none where it still
+    /// serves that, which it is asked.
+    pub async fn locate_changed(
+        &self,
+        request: &ModuleRequest,
+        credential: &Credential,
+        known: &Validators,
+        deadline: Instant,
+    ) -> Result<Option<Located>, FetchError> {
+        match &request.url {
+            ModuleUrl::Http(url) if !known.is_empty() => {
+                let found = http_source::Found::changed(&self.shared, url.clone(), known, deadline).await?;
+                Ok(found.map(|found| Located { place: Place::Http(Box::new(found)) }))
+            }
+            _ => self.locate(request, credential, deadline).await.map(Some),
+        }
     }
 
     /// The digest that the tag of a request has now: the manifest's or, where the tag is of an index,
@@ -270,7 +295,7 @@ impl Fetcher {
     pub async fn shows_layer(&self, located: &mut Located, deadline: Instant) -> Result<bool, FetchError> {
         match &mut located.place {
             Place::Oci(found) => found.shows_layer(deadline).await,
-            Place::Http(_) | Place::File(_) => Ok(false),
+            Place::Http(_) | Place::File(_) | Place::Layout(_) => Ok(false),
         }
     }
 
@@ -290,19 +315,35 @@ impl Fetcher {
     ) -> Result<Body, FetchError> {
         match located.place {
             Place::Oci(found) => found.open(from, deadline).await,
-            Place::Http(url) => http_source::open(&self.shared, url, deadline).await,
+            Place::Http(found) => found.open(&self.shared, deadline).await,
             Place::File(path) => self.open_file(path, deadline).await,
+            // The body begins at its start: no layer of a layout is a `raw_layer`.
+            Place::Layout(found) => {
+                let open = move |shared: &Shared| found.open(shared);
+                self.of_files("the layout", deadline, open).await
+            }
         }
+    }
+
+    /// Work on files, off the runtime's threads.
+    async fn of_files<T: Send + 'static>(
+        &self,
+        what: &str,
+        deadline: Instant,
+        work: impl FnOnce(&Shared) -> Result<T, FetchError> + Send + 'static,
+    ) -> Result<T, FetchError> {
+        let shared = self.shared.clone();
+        let working = tokio::task::spawn_blocking(move || work(&shared));
+        let done = self.shared.clock.timeout_at(deadline, working).await;
+        let done = done.map_err(|_| FetchError::Timeout { during: "opening", host: what.to_owned() })?;
+        done.map_err(|_| FetchError::Interrupted)?
     }
 
     async fn open_file(&self, path: PathBuf, deadline: Instant) -> Result<Body, FetchError> {
         let what = format!("the file {}", path.display());
-        let limit = self.shared.config.max_module_bytes.saturating_add(oci::FRAMING);
-        let shared = self.shared.clone();
-        let opening = tokio::task::spawn_blocking(move || file::open(&shared.config.files, &path));
-        let opened = self.shared.clock.timeout_at(deadline, opening).await;
-        let opened = opened.map_err(|_| FetchError::Timeout { during: "opening", host: what.clone() })?;
-        let (file, size) = opened.map_err(|_| FetchError::Interrupted)??;
+        let limit = self.shared.config.max_module_bytes.saturating_add(layers::FRAMING);
+        let open = move |shared: &Shared| file::open(&shared.config.files, &path);
+        let (file, size) = self.of_files(&what, deadline, open).await?;
         if size > limit {
             return Err(FetchError::TooLarge { what, limit });
         }
@@ -317,11 +358,11 @@ enum Owned<'a> {
     Node(&'a Reference),
 }
 
-/// The layer of an image's manifest that holds the module: its digest, its size in bytes, and how the module
-/// lies in it. The error is for people.
+/// The layer of an image's manifest in which the module is looked for first: its digest, its size in bytes,
+/// and how the module lies in it. The error is for people.
 pub fn layer_of(manifest: &[u8]) -> Result<(BlobDigest, u64, Packaging), String> {
     let layer = match manifest::read(manifest, None) {
-        Ok(manifest::Manifest::Image(image)) => image.layer(),
+        Ok(manifest::Manifest::Image(image)) => image.layers().map(|layers| layers.top),
         Ok(manifest::Manifest::Index(_)) => return Err("it is an index and no image".to_owned()),
         Err(refusal) => Err(refusal),
     };
@@ -338,8 +379,9 @@ pub struct Located {
 
 enum Place {
     Oci(Box<oci::Found>),
-    Http(Url),
+    Http(Box<http_source::Found>),
     File(PathBuf),
+    Layout(Box<layout::Found>),
 }
 
 impl Located {
@@ -347,6 +389,7 @@ impl Located {
     pub fn source(&self) -> Option<SourceDigest> {
         match &self.place {
             Place::Oci(found) => Some(found.manifest),
+            Place::Layout(found) => Some(found.manifest),
             Place::Http(_) | Place::File(_) => None,
         }
     }
@@ -355,6 +398,7 @@ impl Located {
     pub fn index(&self) -> Option<SourceDigest> {
         match &self.place {
             Place::Oci(found) => found.index,
+            Place::Layout(found) => found.index,
             Place::Http(_) | Place::File(_) => None,
         }
     }
@@ -362,24 +406,25 @@ impl Located {
     /// Bytes of the layer as it is kept, where that is known by now.
     pub fn size(&self) -> Option<u64> {
         match &self.place {
-            Place::Oci(found) => Some(found.layer.size),
+            Place::Oci(found) => Some(found.layers.top.size),
+            Place::Layout(found) => Some(found.layers.top.size),
             Place::Http(_) | Place::File(_) => None,
         }
     }
 
-    /// OCI: digest of the layer, and how the module lies in it.
+    /// From a registry: digest of the topmost layer, and how the module lies in it, if it does.
     pub fn layer(&self) -> Option<(BlobDigest, Packaging)> {
         match &self.place {
-            Place::Oci(found) => Some((found.layer.digest, found.layer.packaging)),
-            Place::Http(_) | Place::File(_) => None,
+            Place::Oci(found) => Some((found.layers.top.digest, found.layers.top.packaging)),
+            Place::Http(_) | Place::File(_) | Place::Layout(_) => None,
         }
     }
 
     /// OCI: digest and size of the layer, where that is the module itself and nothing else.
     pub fn raw_layer(&self) -> Option<(BlobDigest, u64)> {
         match &self.place {
-            Place::Oci(found) if found.layer.packaging == Packaging::Raw => {
-                Some((found.layer.digest, found.layer.size))
+            Place::Oci(found) if found.layers.top.packaging == Packaging::Raw => {
+                Some((found.layers.top.digest, found.layers.top.size))
             }
             _ => None,
         }
@@ -389,8 +434,9 @@ impl Located {
     pub fn again(&self) -> Located {
         let place = match &self.place {
             Place::Oci(found) => Place::Oci(Box::new(found.again())),
-            Place::Http(url) => Place::Http(url.clone()),
+            Place::Http(found) => Place::Http(Box::new(found.again())),
             Place::File(path) => Place::File(path.clone()),
+            Place::Layout(found) => Place::Layout(Box::new(found.again())),
         };
         Located { place }
     }
@@ -398,13 +444,7 @@ impl Located {
     /// Whether the manifest, or the index that led to it, is what was expected. Where not, it may still
     /// be the payload's digest.
     pub fn matches(&self, expected: &ExpectedDigest) -> bool {
-        match &self.place {
-            Place::Oci(found) => {
-                expected.is_source(&found.manifest)
-                    || found.index.is_some_and(|index| expected.is_source(&index))
-            }
-            Place::Http(_) | Place::File(_) => false,
-        }
+        [self.source(), self.index()].iter().flatten().any(|source| expected.is_source(source))
     }
 }
 

@@ -19,25 +19,23 @@ use super::download::{Download, Origin};
 use super::error::{FetchError, RegistryCode};
 use super::hosts::{self, Doubt, Endpoint};
 use super::http::{Peer, Request, Response, Session};
-use super::manifest::{self, Child, Image, Layer, Manifest, Refusal};
+use super::layers::{self, Below};
+use super::manifest::{self, Child, Image, Layer, Layers, Manifest, Refusal};
 use super::realm;
 use crate::causes::with_causes;
 use crate::digest::{BlobDigest, SourceDigest};
-use crate::wasm::Packaging;
 
 /// How much of an error's body is read for its code.
 const MAX_ERROR_BODY: u64 = 64 * 1024;
 /// Where a registry gives the digest of the manifest that it answers with.
 const DIGEST_HEADER: &str = "docker-content-digest";
-/// What a tar and its compression may add to a module of the largest allowed size.
-pub(super) const FRAMING: u64 = 1024 * 1024;
 
-/// A module's layer, found.
+/// A module's layers, found.
 pub(super) struct Found {
     pub(super) manifest: SourceDigest,
     /// The index that led to the manifest.
     pub(super) index: Option<SourceDigest>,
-    pub(super) layer: Layer,
+    pub(super) layers: Layers,
     repository: Repository,
     others: Others,
 }
@@ -109,16 +107,10 @@ pub(super) async fn locate(
         None => asking.ask_each(&resolving(&hosts), question).await?,
     };
     let Answer::Image { manifest, index, image } = answer else { return Err(FetchError::Interrupted) };
-    let layer = image.layer().map_err(|refusal| repository.refused(refusal))?;
-    let limit = match layer.packaging {
-        Packaging::Raw => shared.config.max_module_bytes,
-        Packaging::Layer | Packaging::Sniff => shared.config.max_module_bytes.saturating_add(FRAMING),
-    };
-    if layer.size > limit {
-        return Err(FetchError::TooLarge { what: repository.layer_name(&layer), limit });
-    }
-    let others = asking.others(&hosts, &repository, &layer);
-    Ok(Found { manifest, index, layer, repository, others })
+    let layers = image.layers().map_err(|refusal| repository.refused(refusal))?;
+    layers::check_size(shared, &layers.top, &repository.what)?;
+    let others = asking.others(&hosts, &repository, &layers.top);
+    Ok(Found { manifest, index, layers, repository, others })
 }
 
 /// The digest that a tag has now: an image's or an index's.
@@ -197,8 +189,8 @@ impl Asking<'_> {
         }
     }
 
-    /// Whom to ask for the layer besides the one who gave the manifest: those behind it first.
-    fn others(&self, hosts: &[Arc<Endpoint>], giver: &Repository, layer: &Layer) -> Others {
+    /// Whom to ask for the layers besides the one who gave the manifest: those behind it first.
+    fn others(&self, hosts: &[Arc<Endpoint>], giver: &Repository, top: &Layer) -> Others {
         let at = hosts.iter().position(|host| Arc::ptr_eq(host, &giver.endpoint)).unwrap_or(0);
         let (before, behind) = (hosts.iter().take(at), hosts.iter().skip(at + 1));
         let ways = behind.chain(before).flat_map(|host| {
@@ -206,12 +198,14 @@ impl Asking<'_> {
             let anonymous = self.logins(host).is_empty().then_some(None);
             logins.chain(anonymous).map(move |login| (host.clone(), login))
         });
+        let ways: Vec<_> = ways.collect();
         Others {
             shared: self.shared.clone(),
             reference: self.reference.clone(),
-            ways: ways.collect(),
-            doubt: Arc::new(Doubt::new(self.shared.doubts.clone(), layer.digest)),
-            layer: layer.digest,
+            left: ways.iter().cloned().collect(),
+            all: ways.into_iter().chain([(giver.endpoint.clone(), giver.login.clone())]).collect(),
+            doubt: Arc::new(Doubt::new(self.shared.doubts.clone(), top.digest)),
+            layer: top.digest,
         }
     }
 }
@@ -226,20 +220,47 @@ fn told(reference: &Reference, host: &str, error: &FetchError) {
     tracing::info!(image = %reference, host, "the next host is asked: {}", with_causes(error));
 }
 
+/// A host, and as whom it is asked.
+type Way = (Arc<Endpoint>, Option<Login>);
+
 /// The other hosts that a layer can be had from.
 pub(super) struct Others {
     shared: Arc<Shared>,
     reference: Reference,
-    ways: VecDeque<(Arc<Endpoint>, Option<Login>)>,
+    /// For any layer, the one who gave the manifest last.
+    all: Vec<Way>,
+    /// For this layer.
+    left: VecDeque<Way>,
     doubt: Arc<Doubt>,
     layer: BlobDigest,
 }
 
 impl Others {
+    /// Goes on to another layer, of which nobody but `current` is asked yet.
+    pub(super) fn begin(&mut self, current: &mut Repository, layer: &Layer) {
+        let is_other = |way: &&Way| !Arc::ptr_eq(&way.0, &current.endpoint);
+        self.left = self.all.iter().filter(is_other).cloned().collect();
+        self.layer = layer.digest;
+        self.doubt.begin(layer.digest);
+        self.avoid_doubts(current);
+    }
+
+    /// Who gave this layer wrong not long ago is passed over, as long as there is another.
+    fn avoid_doubts(&mut self, current: &mut Repository) {
+        let known = FetchError::Changed { what: current.what.clone() };
+        if self.shared.doubts.holds(&current.endpoint, &self.layer)
+            && let Some(next) = self.next(&known)
+        {
+            *current = next;
+        } else {
+            self.asks(current);
+        }
+    }
+
     /// The next one, which is not asked for the same again.
     pub(super) fn next(&mut self, because: &FetchError) -> Option<Repository> {
-        while let Some((host, login)) = self.ways.pop_front() {
-            if self.shared.doubts.holds(&host, &self.layer) && !self.ways.is_empty() {
+        while let Some((host, login)) = self.left.pop_front() {
+            if self.shared.doubts.holds(&host, &self.layer) && !self.left.is_empty() {
                 continue;
             }
             // What holds of the deadline holds of all.
@@ -258,14 +279,15 @@ impl Others {
     }
 
     fn asks(&self, repository: &Repository) {
-        self.doubt.asks(&repository.endpoint, self.ways.len());
+        self.doubt.asks(&repository.endpoint, self.left.len());
     }
 
     fn again(&self) -> Self {
         Others {
             shared: self.shared.clone(),
             reference: self.reference.clone(),
-            ways: self.ways.clone(),
+            all: self.all.clone(),
+            left: self.left.clone(),
             doubt: Arc::new(Doubt::new(self.shared.doubts.clone(), self.layer)),
             layer: self.layer,
         }
@@ -275,35 +297,31 @@ impl Others {
 impl Found {
     /// Begins to fetch what follows the first `from` bytes of the layer.
     pub(super) async fn open(self, from: u64, deadline: Instant) -> Result<Body, FetchError> {
-        let Found { manifest, layer, mut repository, mut others, .. } = self;
-        let (what, clock) = (repository.layer_name(&layer), repository.shared.clock.clone());
-        let size = layer.size;
-        let promise = Promise::Blob { digest: layer.digest, size, manifest };
-        let known = FetchError::Changed { what: what.clone() };
-        if repository.shared.doubts.holds(&repository.endpoint, &layer.digest)
-            && let Some(next) = others.next(&known)
-        {
-            repository = next;
-        } else {
-            others.asks(&repository);
-        }
+        let Found { manifest, layers, mut repository, mut others, .. } = self;
+        let top = layers.top;
+        let (shared, image) = (repository.shared.clone(), repository.what.clone());
+        let promise = Promise::Blob { digest: top.digest, size: top.size, manifest };
+        others.avoid_doubts(&mut repository);
         let doubt = others.doubt.clone();
-        let mut origin = Origin::Layer { repository: Box::new(repository), layer, others };
-        let part = origin.part(from, Some(size), deadline).await?;
-        let download = Download::new(origin, part, from, Some(size), deadline);
-        let body = Body::network(what, layer.packaging, promise, download, clock);
+        let mut origin = Origin::Layer { repository: Box::new(repository), layer: top, others };
+        let part = origin.part(from, Some(top.size), deadline).await?;
+        let download = Download::new(origin, part, from, Some(top.size), deadline);
+        let what = layers::name(&image, &top);
+        let body = Body::network(what, top.packaging, promise, download, shared.clock.clone());
+        let body = body.above(Below::new(&shared, image, layers));
         // What was there before the first byte may be what is wrong.
         Ok(if from == 0 { body.with_doubt(doubt) } else { body })
     }
 
-    /// Asks whether the layer is there for this login. `false` where the registry has no answer to that.
+    /// Asks whether the topmost layer is there for this login. `false` where the registry has no answer to
+    /// that.
     pub(super) async fn shows_layer(&mut self, deadline: Instant) -> Result<bool, FetchError> {
-        let Found { layer, repository, .. } = self;
+        let Found { layers, repository, .. } = self;
         // A mirror that knows no credentials shows nothing of what one may read.
         if repository.endpoint.namespace.is_some() && !repository.endpoint.credentials {
             return Ok(false);
         }
-        let (path, what) = (format!("blobs/{}", layer.digest), repository.layer_name(layer));
+        let (path, what) = (format!("blobs/{}", layers.top.digest), repository.layer_name(&layers.top));
         match repository.send(Method::HEAD, &path, &what, HeaderMap::new(), deadline).await {
             Ok(_) => Ok(true),
             Err(
@@ -316,9 +334,9 @@ impl Found {
 
     /// The same once more, for another fetch of the layer.
     pub(super) fn again(&self) -> Found {
-        let Found { manifest, index, layer, repository, others } = self;
+        let Found { manifest, index, layers, repository, others } = self;
         let (repository, others) = (repository.again(), others.again());
-        Found { manifest: *manifest, index: *index, layer: *layer, repository, others }
+        Found { manifest: *manifest, index: *index, layers: layers.clone(), repository, others }
     }
 }
 
@@ -460,7 +478,7 @@ impl Repository {
     /// The image that an index led to.
     async fn child(&mut self, child: Child, deadline: Instant) -> Result<Image, FetchError> {
         let named = child.digest.to_string();
-        match self.manifest(&named, Some(child.digest), Some(child.size), deadline).await? {
+        match self.manifest(&named, Some(child.digest), child.size, deadline).await? {
             (_, Manifest::Image(image)) => Ok(image),
             (_, Manifest::Index(_)) => {
                 Err(self.refused(Refusal::Invalid("its index calls another index an image".to_owned())))
@@ -571,15 +589,11 @@ impl Repository {
     }
 
     fn refused(&self, refusal: Refusal) -> FetchError {
-        let what = self.what.clone();
-        match refusal {
-            Refusal::Invalid(reason) => FetchError::Manifest { what, reason },
-            Refusal::Unsupported(reason) => FetchError::Unsupported { what, reason },
-        }
+        layers::refused(&self.what, refusal)
     }
 
     pub(super) fn layer_name(&self, layer: &Layer) -> String {
-        format!("the layer {} of {}", layer.digest, self.what)
+        layers::name(&self.what, layer)
     }
 }
 
@@ -589,7 +603,7 @@ fn accept() -> HeaderMap {
 }
 
 /// This machine's architecture by the name that images give it.
-fn architecture() -> &'static str {
+pub(super) fn architecture() -> &'static str {
     match std::env::consts::ARCH {
         "x86_64" => "amd64",
         "aarch64" => "arm64",

@@ -83,7 +83,7 @@ fn is_host(text: &str) -> bool {
     (text.starts_with('[') || name.split('.').all(label)) && port.is_some_and(is_port)
 }
 
-fn is_tag(text: &str) -> bool {
+pub(super) fn is_tag(text: &str) -> bool {
     let inner = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-');
     (1..=128).contains(&text.len()) && !text.starts_with(['.', '-']) && text.bytes().all(inner)
 }

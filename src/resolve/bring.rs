@@ -13,15 +13,15 @@ use super::{
 };
 use crate::digest::{PayloadDigest, SourceDigest};
 use crate::fetch::Located;
-use crate::module::{Module, ModuleUrl};
+use crate::module::{Module, ModuleUrl, Validators};
 
 impl Inner {
     /// Asks the source, and downloads what the store does not have.
     pub(super) async fn fetch(self: &Arc<Self>, asked: &Arc<Asked>, progress: &Arc<Progress>) -> Outcome {
         match &asked.request.url {
-            ModuleUrl::Oci(_) => self.fetch_image(asked, progress).await,
+            ModuleUrl::Oci(_) | ModuleUrl::Layout(..) => self.fetch_image(asked, progress).await,
             ModuleUrl::Http(_) => self.fetch_url(asked, progress).await,
-            ModuleUrl::File(_) => self.fetch_body(asked, progress, asked.limit(), None).await,
+            ModuleUrl::File(_) => self.fetch_body(asked, progress, asked.limit(), None, None).await,
         }
     }
 
@@ -133,6 +133,7 @@ impl Inner {
         let deadline = self.clock.now() + asked.limit();
         let before = self.blocking(asked, |inner, asked| inner.record(asked, &source_key(&asked.request)));
         let before = before.await?;
+        let known = before.as_ref().map(|record| record.validators.clone());
         let turn = self.turn(asked, asked.request.url.canonical(), deadline, &mut None).await?;
         let brought = move |inner: &Inner, asked: &Asked| inner.brought_since(asked, before.as_ref());
         let found = self.blocking(asked, brought).await?;
@@ -141,22 +142,36 @@ impl Inner {
             Some(module) => Ok(module),
             None => {
                 let left = deadline.saturating_duration_since(self.clock.now());
-                self.fetch_body(asked, progress, left, Some(turn)).await
+                self.fetch_body(asked, progress, left, Some(turn), known).await
             }
         }
     }
 
-    /// Downloads what has no manifest, and keeps its turn until the store has it and the index too.
+    /// Downloads what has no manifest, unless it is `known` to its server as what the store has, and keeps
+    /// its turn until the store has it and the index too.
     async fn fetch_body(
         self: &Arc<Self>,
         asked: &Arc<Asked>,
         progress: &Arc<Progress>,
         limit: Duration,
         turn: Option<Turn>,
+        known: Option<Validators>,
     ) -> Outcome {
         let place = self.place(asked).await?;
         let deadline = self.clock.now() + limit;
-        let located = self.locate(asked, deadline).await?;
+        let known = known.unwrap_or_default();
+        let fetcher = &asked.config.fetcher;
+        let changed = fetcher.locate_changed(&asked.request, &asked.credential, &known, deadline).await;
+        let located = match changed.map_err(|source| asked.fetch_error(source))? {
+            Some(located) => located,
+            None => {
+                let unchanged = move |inner: &Inner, asked: &Asked| inner.unchanged(asked, &known);
+                match self.blocking(asked, unchanged).await? {
+                    Some(module) => return Ok(module),
+                    None => self.locate(asked, deadline).await?,
+                }
+            }
+        };
         let module = self.download(asked, located, deadline, progress, place).await?;
         let remember = move |inner: &Inner, asked: &Asked| {
             inner.remember(asked, &source_key(&asked.request), &module);
@@ -269,9 +284,9 @@ impl Inner {
         let _ends_with_this = body.interrupt_on_drop();
         let progress = progress.clone();
         let take_in = move |inner: &Inner, asked: &Asked| {
-            let module = inner.take_in(asked, body, ingest, expected, &progress)?;
+            let (module, topmost) = inner.take_in(asked, body, ingest, expected, &progress)?;
             if let Some(shown) = shown {
-                inner.remember_shown(asked, &shown, &module.payload);
+                inner.remember_shown(asked, &shown, &module.payload, topmost);
             }
             Ok(module)
         };

@@ -6,7 +6,7 @@ use std::io::Read as _;
 use super::{Asked, Inner, ResolveError};
 use crate::digest::{PayloadDigest, SourceDigest};
 use crate::metrics::result;
-use crate::module::Module;
+use crate::module::{Module, Validators};
 use crate::store::{Lower, StoreError, Stored};
 use crate::wasm;
 
@@ -68,7 +68,8 @@ impl Inner {
         let reader = finished.reader().map_err(failed)?;
         wasm::check(reader, &asked.config.budgets)
             .map_err(|source| ResolveError::Module { url: asked.request.url.to_string(), source })?;
-        let records = self.prepare_records(asked, finished.payload(), source, finished.size());
+        let records =
+            self.prepare_records(asked, finished.payload(), source, finished.size(), Validators::default());
         let stored = finished.commit_recorded(&asked.audience, records).map_err(failed)?;
         let Stored { path, payload, size } = stored;
         Ok(Some(Module { path, payload, source, size, cached: false }))

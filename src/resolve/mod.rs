@@ -253,6 +253,7 @@ pub fn digest_key(url: &ModuleUrl, source: &SourceDigest) -> Option<String> {
         ModuleUrl::Oci(reference) => {
             Some(format!("oci://{}/{}@{source}", reference.registry(), reference.repository()))
         }
+        ModuleUrl::Layout(path, _) => Some(format!("oci-layout://{}@{source}", path.display())),
         ModuleUrl::Http(_) | ModuleUrl::File(_) => None,
     }
 }

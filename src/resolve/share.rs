@@ -14,7 +14,7 @@ use super::{Asked, Inner, Outcome, ResolveError, is_expected, manifest_is_expect
 use crate::digest::{PayloadDigest, SourceDigest};
 use crate::fetch::{FetchError, Located};
 use crate::metrics::result;
-use crate::module::{Module, ModuleRequest, ModuleUrl, PullPolicy};
+use crate::module::{Module, ModuleRequest, ModuleUrl, PullPolicy, Validators};
 use crate::store::{Proof, Stored};
 use crate::wasm::Packaging;
 
@@ -190,15 +190,22 @@ impl Inner {
         payload: PayloadDigest,
         source: SourceDigest,
     ) -> Result<Option<Module>, ResolveError> {
-        let records = |size| self.prepare_records(asked, payload, source, size);
+        let records = |size| self.prepare_records(asked, payload, source, size, Validators::default());
         let stored = self.store.share(&asked.audience, &payload, records);
         let stored = stored.map_err(|source| asked.store_error(source))?;
         Ok(stored.map(|Stored { path, payload, size }| Module { path, payload, source, size, cached: true }))
     }
 
-    /// Remembers what this credential has just had from the registry.
-    pub(super) fn remember_shown(&self, asked: &Asked, shown: &Shown, payload: &PayloadDigest) {
-        if let Err(error) = self.store.remember_layer(&shown.layer, payload) {
+    /// Remembers what this credential has just had from the registry. A layer that held the module holds it
+    /// in any image that ends with that layer; one that did not says nothing of what is below.
+    pub(super) fn remember_shown(
+        &self,
+        asked: &Asked,
+        shown: &Shown,
+        payload: &PayloadDigest,
+        in_layer: bool,
+    ) {
+        if in_layer && let Err(error) = self.store.remember_layer(&shown.layer, payload) {
             tracing::debug!(url = %asked.request.url, "cannot write down what the layer holds: {error}");
         }
         self.prove(asked, shown, payload, Duration::ZERO);

@@ -8,9 +8,9 @@ use super::{Asked, Inner, Progress, ResolveError, digest_key, is_expected, sourc
 use crate::digest::{BlobDigest, PayloadDigest, SourceDigest};
 use crate::fetch::{Body, FetchError, Resumed};
 use crate::metrics::result;
-use crate::module::{Module, PullPolicy};
+use crate::module::{Module, ModuleUrl, PullPolicy, Validators};
 use crate::store::{Finished, Ingest, PreparedRecord, Record, Sighting, StoreError, Stored};
-use crate::wasm::{self, UnpackError};
+use crate::wasm::{self, Layers, Packaging, UnpackError};
 
 impl Inner {
     /// What the store has that serves this request under its policy.
@@ -124,7 +124,8 @@ impl Inner {
 
     /// Streams the body into the store. What any digest covers has been read and compared before
     /// the module becomes visible. The check, which costs about as much as all the rest, runs beside
-    /// it; what it says counts only of a body that is what was promised.
+    /// it; what it says counts only of a body that is what was promised. Says of an image whether the module
+    /// was in its topmost layer.
     pub(super) fn take_in(
         &self,
         asked: &Asked,
@@ -132,16 +133,18 @@ impl Inner {
         ingest: Ingest,
         source_is_expected: bool,
         progress: &Progress,
-    ) -> Result<Module, ResolveError> {
+    ) -> Result<(Module, bool), ResolveError> {
         let budgets = &asked.config.budgets;
         let following = ingest.follow().map_err(|source| asked.store_error(source))?;
-        let ((finished, source, records), checked) = thread::scope(|scope| {
+        let (finished, source, records, topmost, checked) = thread::scope(|scope| {
             let check = thread::Builder::new()
                 .name("module-check".to_owned())
                 .spawn_scoped(scope, || wasm::check(following, budgets));
             // Where this fails, the ingest is gone, and the check ends by that.
-            let (finished, source) = self.write(asked, body, ingest, source_is_expected, progress)?;
-            let records = self.prepare_records(asked, finished.payload(), source, finished.size());
+            let Written { finished, source, validators, topmost } =
+                self.write(asked, body, ingest, source_is_expected, progress)?;
+            let (payload, size) = (finished.payload(), finished.size());
+            let records = self.prepare_records(asked, payload, source, size, validators);
             let checked = match check {
                 Ok(check) => check.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
                 // No thread is to be had.
@@ -149,12 +152,12 @@ impl Inner {
                     wasm::check(finished.reader().map_err(|source| asked.store_error(source))?, budgets)
                 }
             };
-            Ok(((finished, source, records), checked))
+            Ok((finished, source, records, topmost, checked))
         })?;
         checked.map_err(|source| ResolveError::Module { url: asked.request.url.to_string(), source })?;
         let committed = finished.commit_recorded(&asked.audience, records);
         let Stored { path, payload, size } = committed.map_err(|source| asked.store_error(source))?;
-        Ok(Module { path, payload, source, size, cached: false })
+        Ok((Module { path, payload, source, size, cached: false }, topmost))
     }
 
     /// Writes the body to disk and holds it to what was promised and what is expected.
@@ -165,12 +168,11 @@ impl Inner {
         mut ingest: Ingest,
         source_is_expected: bool,
         progress: &Progress,
-    ) -> Result<(Finished, SourceDigest), ResolveError> {
+    ) -> Result<Written, ResolveError> {
         let url = || asked.request.url.to_string();
-        let packaging = body.packaging();
         let mut body = Counted { body, progress };
         let had = ingest.size() > 0;
-        let unpacked = wasm::unpack(&mut body, packaging, &asked.config.limits, &mut ingest);
+        let unpacked = wasm::unpack_layers(&mut body, &asked.config.limits, &mut ingest);
         self.count_resumes(had, body.body.resumed());
         if let Err(error) = unpacked {
             let error = match error {
@@ -188,6 +190,7 @@ impl Inner {
         // The disk works while the check comes to its end.
         finished.start_sync();
         let payload = finished.payload();
+        let (validators, topmost) = (body.body.validators().clone(), body.body.is_topmost());
         let source = body.body.finish(&payload).map_err(|source| asked.fetch_error(source))?;
         if let Some(expected) = asked.request.expected
             && !expected.is_payload(&payload)
@@ -195,7 +198,7 @@ impl Inner {
         {
             return Err(ResolveError::Unexpected { url: url(), expected, payload, found: source });
         }
-        Ok((finished, source))
+        Ok(Written { finished, source, validators, topmost })
     }
 
     /// Writes the records of what is about to be in the store, which costs no time while the check goes
@@ -206,10 +209,11 @@ impl Inner {
         payload: PayloadDigest,
         source: SourceDigest,
         size: u64,
+        validators: Validators,
     ) -> Vec<PreparedRecord> {
         let key = source_key(&asked.request);
         let by_digest = digest_key(&asked.request.url, &source).filter(|by_digest| *by_digest != key);
-        let record = self.record_of(asked, payload, source, size);
+        let record = self.record_of(asked, payload, source, size, validators);
         let prepare = |key: String| {
             let prepared = self.store.prepare_record(&asked.audience, &key, &record);
             prepared.inspect_err(|error| cannot_record(asked, error)).ok()
@@ -230,7 +234,8 @@ impl Inner {
 
     /// Writes an index record. Without it the module is as good, and costs a fetch next time.
     pub(super) fn remember(&self, asked: &Asked, key: &str, module: &Module) {
-        let record = self.record_of(asked, module.payload, module.source, module.size);
+        let validators = self.validators(asked, module);
+        let record = self.record_of(asked, module.payload, module.source, module.size, validators);
         // Of what has just come, whoever fetched it has written its own records already.
         if !module.cached
             && let Ok(Some(known)) = self.store.lookup(&asked.audience, key)
@@ -243,7 +248,41 @@ impl Inner {
         }
     }
 
-    fn record_of(&self, asked: &Asked, payload: PayloadDigest, source: SourceDigest, size: u64) -> Record {
+    /// Those that were written down when what the server sent was this.
+    fn validators(&self, asked: &Asked, module: &Module) -> Validators {
+        if !matches!(asked.request.url, ModuleUrl::Http(_)) {
+            return Validators::default();
+        }
+        let known = self.store.lookup(&asked.audience, &source_key(&asked.request)).ok().flatten();
+        let same = known.filter(|known| (known.source, known.payload) == (module.source, module.payload));
+        same.map(|known| known.validators).unwrap_or_default()
+    }
+
+    /// The module that the server says is still what it serves, by what it gave along with it; none where
+    /// that is gone meanwhile. It is as good as just fetched.
+    pub(super) fn unchanged(
+        &self,
+        asked: &Asked,
+        validators: &Validators,
+    ) -> Result<Option<Module>, ResolveError> {
+        let key = source_key(&asked.request);
+        let Some((record, stored)) = self.find(asked, &key)? else { return Ok(None) };
+        if record.validators != *validators {
+            return Ok(None);
+        }
+        let module = self.take(asked, &record, stored)?;
+        module.iter().for_each(|module| self.remember(asked, &key, module));
+        Ok(module)
+    }
+
+    fn record_of(
+        &self,
+        asked: &Asked,
+        payload: PayloadDigest,
+        source: SourceDigest,
+        size: u64,
+        validators: Validators,
+    ) -> Record {
         Record {
             payload,
             source,
@@ -251,8 +290,18 @@ impl Inner {
             resource_version: asked.request.resource_version.clone(),
             fetched_at: self.clock.wall(),
             url: asked.request.url.to_string(),
+            validators,
         }
     }
+}
+
+/// A module in the ingest, as its source promised it.
+struct Written {
+    finished: Finished,
+    source: SourceDigest,
+    validators: Validators,
+    /// Of an image: it was in the topmost layer.
+    topmost: bool,
 }
 
 fn cannot_record(asked: &Asked, error: &StoreError) {
@@ -270,5 +319,15 @@ impl Read for Counted<'_> {
         let read = self.body.read(buffer)?;
         self.progress.done.fetch_add(read as u64, Ordering::Relaxed);
         Ok(read)
+    }
+}
+
+impl Layers for Counted<'_> {
+    fn packaging(&self) -> Packaging {
+        self.body.packaging()
+    }
+
+    fn next_layer(&mut self) -> io::Result<bool> {
+        self.body.next_layer()
     }
 }

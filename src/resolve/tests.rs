@@ -3,6 +3,7 @@
 mod processes;
 mod tags;
 mod tenants;
+mod unchanged;
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;

@@ -20,6 +20,7 @@ use super::small::to_json;
 use super::temporary::Temporary;
 use super::{Audience, CredentialTag, PayloadDigest, Record, Sighting, Store};
 use crate::digest::SourceDigest;
+use crate::module::Validators;
 
 const FORMAT: u32 = 1;
 /// The longest record in bytes that is written or read.
@@ -40,6 +41,10 @@ struct Entry {
     /// Seconds since 1970.
     fetched_at: u64,
     url: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    etag: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    last_modified: Option<String>,
 }
 
 /// A record, and what it is a record of.
@@ -219,6 +224,8 @@ impl Entry {
             resource_version: record.resource_version.clone(),
             fetched_at,
             url: record.url.clone(),
+            etag: record.validators.etag.clone(),
+            last_modified: record.validators.last_modified.clone(),
         }
     }
 
@@ -241,6 +248,7 @@ impl Entry {
             resource_version: self.resource_version,
             fetched_at: SystemTime::checked_add(&UNIX_EPOCH, Duration::from_secs(self.fetched_at))?,
             url: self.url,
+            validators: Validators { etag: self.etag, last_modified: self.last_modified },
         })
     }
 }

@@ -106,6 +106,7 @@ use self::room::Usage;
 use self::uses::Noted;
 use crate::clock::Clock;
 use crate::digest::{PayloadDigest, SourceDigest};
+use crate::module::Validators;
 
 /// Where the store is.
 #[derive(Clone, Debug)]
@@ -168,6 +169,8 @@ pub struct Record {
     pub fetched_at: SystemTime,
     /// For people. Must hold no secret: the caller leaves queries out.
     pub url: String,
+    /// Empty for what no http server gave any with.
+    pub validators: Validators,
 }
 
 /// A module in the store, as one audience sees it.

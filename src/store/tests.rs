@@ -38,6 +38,7 @@ use super::observer::Observer;
 use super::{Audience, Finished, Record, Store, StoreConfig, StoreError, Stored};
 use crate::clock::Clock;
 use crate::digest::{PayloadDigest, SourceDigest};
+use crate::module::Validators;
 
 const MODULE: &[u8] = b"\0asm\x01\0\0\0 and the rest of a module";
 const SOURCE: &str = "https://example.org/filter.wasm?signature=hunter2";
@@ -109,6 +110,7 @@ fn record_of(stored: &Stored) -> Record {
         resource_version: Some("7".to_owned()),
         fetched_at: UNIX_EPOCH + Duration::from_secs(1_700_000_000),
         url: "https://example.org/filter.wasm?(query not shown)".to_owned(),
+        validators: Validators { etag: Some("W/\"1\"".to_owned()), last_modified: None },
     }
 }
 

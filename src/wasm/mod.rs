@@ -6,8 +6,10 @@
 mod abi;
 mod budget;
 mod check;
+mod decompress;
 mod error;
 mod functions;
+mod hidden;
 mod input;
 pub mod tar;
 mod unpack;
@@ -18,7 +20,7 @@ pub use abi::AbiVersion;
 pub use budget::Budgets;
 pub use check::{ModuleInfo, check};
 pub use error::ModuleError;
-pub use unpack::{Limits, Packaging, UnpackError, unpack};
+pub use unpack::{Layers, Limits, Packaging, UnpackError, unpack, unpack_layers};
 
 /// Reads until the slice is full or the reader has ended.
 trait ReadToSlice: Read {

@@ -4,7 +4,7 @@
 //!
 //! Knows nothing of modules: which entry is wanted, and how much may be read, is the caller's.
 
-use std::io::{self, Read};
+use std::io::{self, Read, Seek, SeekFrom};
 
 use super::ReadToSlice as _;
 
@@ -42,7 +42,8 @@ pub enum Kind {
     File,
     /// A file whose content is stored with holes.
     Sparse,
-    /// A folder, link, device, or a kind that is not known.
+    Folder,
+    /// A link, device, or a kind that is not known.
     Other,
 }
 
@@ -58,6 +59,11 @@ pub fn is_header(head: &[u8]) -> bool {
     head.first_chunk().is_some_and(|block| Header(block).has_valid_checksum())
 }
 
+/// Whether this is where an archive ends, which is all that there is of one of nothing.
+pub fn is_end(head: &[u8]) -> bool {
+    head.len() == BLOCK && head.iter().all(|&byte| byte == 0)
+}
+
 /// The entries of an archive. Reading it as [`Read`] gives the content of the last entry that
 /// [`Archive::next_entry`] returned.
 pub struct Archive<R> {
@@ -66,11 +72,14 @@ pub struct Archive<R> {
     content: u64,
     /// Bytes between that content and the next header.
     padding: u64,
+    /// Goes over so many bytes, or to the end if that is before; says how many those were.
+    pass_over: fn(&mut R, u64) -> io::Result<u64>,
 }
 
 impl<R: Read> Archive<R> {
     pub fn new(inner: R) -> Self {
-        Self { inner, content: 0, padding: 0 }
+        let pass_over = |inner: &mut R, bytes| io::copy(&mut inner.take(bytes), &mut io::sink());
+        Self { inner, content: 0, padding: 0, pass_over }
     }
 
     /// The next entry, after what is left of the current one was read over. `None` after the end
@@ -103,6 +112,7 @@ impl<R: Read> Archive<R> {
                         b'0' | b'7' | 0 if pax.sparse => Kind::Sparse,
                         b'0' | b'7' | 0 => Kind::File,
                         b'S' => Kind::Sparse,
+                        b'5' => Kind::Folder,
                         _ => Kind::Other,
                     };
                     // Links, devices, folders and pipes have no content, whatever they declare.
@@ -136,7 +146,7 @@ impl<R: Read> Archive<R> {
     }
 
     fn skip(&mut self, bytes: u64) -> io::Result<()> {
-        let skipped = io::copy(&mut (&mut self.inner).take(bytes), &mut io::sink())?;
+        let skipped = (self.pass_over)(&mut self.inner, bytes)?;
         (self.content, self.padding) = (0, 0);
         if skipped == bytes { Ok(()) } else { Err(CUT_OFF.into()) }
     }
@@ -144,6 +154,23 @@ impl<R: Read> Archive<R> {
     fn read_exact_inner(&mut self, block: &mut [u8]) -> io::Result<()> {
         let read = (&mut self.inner).take(block.len() as u64).read_to_slice(block)?;
         if read == block.len() { Ok(()) } else { Err(CUT_OFF.into()) }
+    }
+}
+
+impl<R: Read + Seek> Archive<R> {
+    /// The same of what need not be read to be passed over. That an entry is cut off shows where its
+    /// content is read, or at the next entry.
+    pub fn seeking(inner: R) -> Self {
+        let pass_over = |inner: &mut R, bytes: u64| {
+            let forward = i64::try_from(bytes).map_err(|_| CUT_OFF)?;
+            inner.seek(SeekFrom::Current(forward)).map(|_| bytes)
+        };
+        Self { pass_over, ..Self::new(inner) }
+    }
+
+    /// Where the content of the last entry begins, if nothing of it was read.
+    pub fn position(&mut self) -> io::Result<u64> {
+        self.inner.stream_position()
     }
 }
 

@@ -1,15 +1,17 @@
-//! Takes a module out of what a source serves: raw, gzip, tar, tar in gzip. Streams: memory does not
-//! depend on the size of anything, and every limit ends in an error, never in a shorter module.
+//! Takes a module out of what a source serves: raw, in gzip or zstd, in a tar, in an image's layers.
+//! Streams: memory does not depend on the size of anything, and every limit ends in an error, never in a
+//! shorter module.
 //!
-//! The whole body is read before success is returned, also what lies behind the module, since
-//! digests cover that too. Whether the module is any good is [`check`](super::check)'s question.
+//! Every body that is begun is read to its end before success is returned, also what lies behind the
+//! module, since digests cover that too. Whether the module is any good is [`check`](super::check)'s
+//! question.
 
 use std::fmt;
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, BufReader, Read, Write};
 
-use flate2::bufread::GzDecoder;
-
-use super::tar::{self, Archive, Kind, Malformed};
+use super::decompress::{Bounded, Gunzip, Source, Unzstd, is_gzip, is_zstd};
+use super::hidden::Hidden;
+use super::tar::{self, Archive, Entry, Kind, Malformed};
 use super::{ReadToSlice as _, looks_like, printable};
 
 /// How a module is wrapped in the body.
@@ -17,22 +19,23 @@ use super::{ReadToSlice as _, looks_like, printable};
 pub enum Packaging {
     /// The body is the module.
     Raw,
-    /// A tar archive, perhaps in gzip, that holds one `plugin.wasm` at any depth. A body that is a
-    /// module after all (`oras push` calls any file a tar layer) is taken as one.
+    /// A layer of an image: a tar archive, perhaps in gzip or zstd, that holds one `plugin.wasm` at any
+    /// depth, or none. A body that is a module after all (`oras push` calls any file a tar layer) is
+    /// taken as one.
     Layer,
-    /// A module, gzip, tar, or tar in gzip, told by its content. A tar must hold exactly one
+    /// A module or a tar, perhaps in gzip or zstd, told by its content. A tar must hold exactly one
     /// `*.wasm`, of any name and at any depth.
     Sniff,
 }
 
-/// How much is read, at most. Every limit is an error when it is passed.
+/// How much is read, at most, of all bodies together. Every limit is an error when it is passed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// The module's own size in bytes.
     pub max_module_bytes: u64,
     /// What may be unpacked around the module: other entries of a tar, headers and padding.
     pub max_other_bytes: u64,
-    /// Entries of a tar.
+    /// Entries of tars.
     pub max_entries: u64,
 }
 
@@ -42,8 +45,8 @@ impl Default for Limits {
     }
 }
 
-/// How often gzip may be wrapped in gzip. There are gzip files that contain themselves.
-const MAX_GZIP_DEPTH: u32 = 2;
+/// How often compression may be wrapped in compression. There are gzip files that contain themselves.
+const MAX_DEPTH: u32 = 2;
 
 /// Bytes that are moved at a time.
 const BUFFER: usize = 64 * 1024;
@@ -66,14 +69,18 @@ pub enum UnpackError {
     ExpandsTooFar { limit: u64 },
     #[error("the archive has more than {limit} entries")]
     TooManyEntries { limit: u64 },
-    #[error("there is gzip within gzip more than {MAX_GZIP_DEPTH} deep")]
+    #[error("there is compression within compression more than {MAX_DEPTH} deep")]
     NestedTooDeep,
     #[error("the gzip stream is damaged: {0}")]
     Gzip(#[source] io::Error),
+    #[error("the zstd stream is damaged, or asks for more memory than is given to one: {0}")]
+    Zstd(#[source] io::Error),
     #[error("the tar archive is damaged: {0}")]
     Tar(&'static str),
     #[error("there is no {wanted} in the archive, only {seen}")]
     NoModule { wanted: &'static str, seen: String },
+    #[error("a later layer of the image removes or replaces its {name}")]
+    Removed { name: String },
     #[error("there is more than one {wanted} in the archive: {first} and {second}")]
     Ambiguous { wanted: &'static str, first: String, second: String },
     #[error("{0} is not supported")]
@@ -93,8 +100,10 @@ impl UnpackError {
             Self::TooManyEntries { .. } => "too_many_entries",
             Self::NestedTooDeep => "nested_too_deep",
             Self::Gzip(_) => "gzip",
+            Self::Zstd(_) => "zstd",
             Self::Tar(_) => "tar",
             Self::NoModule { .. } => "no_module",
+            Self::Removed { .. } => "removed",
             Self::Ambiguous { .. } => "ambiguous",
             Self::Unsupported(_) => "unsupported",
             Self::NotAModule(_) => "not_a_module",
@@ -119,6 +128,16 @@ impl From<io::Error> for UnpackError {
     }
 }
 
+/// Bodies, one of which holds the module: a file, or the layers of an image, the last one first. As
+/// [`Read`] it is the one at hand.
+pub trait Layers: Read {
+    /// How the module lies in the one at hand.
+    fn packaging(&self) -> Packaging;
+
+    /// Goes on to the next one, once this one was read to its end. False where there is none.
+    fn next_layer(&mut self) -> io::Result<bool>;
+}
+
 /// Copies the module out of `body` into `out` and returns its size in bytes. Success means that
 /// `body` was read to its end.
 ///
@@ -132,59 +151,133 @@ pub fn unpack(
     limits: &Limits,
     out: &mut dyn Write,
 ) -> Result<u64, UnpackError> {
-    let mut unpacking = Unpacking { packaging, limits, out };
-    let mut body = Source(body);
-    match packaging {
-        Packaging::Raw => unpacking.module(&mut body),
-        Packaging::Layer | Packaging::Sniff => unpacking.unwrap(&mut body, 0),
+    let mut unpacking = Unpacking::new(limits, out);
+    match unpacking.body(body, packaging)? {
+        Some(size) => Ok(size),
+        None => Err(unpacking.nothing(packaging)),
+    }
+}
+
+/// The same for an image: out of the first of `layers` that holds a module which none before it has
+/// removed or replaced. Those behind that one are not asked for.
+pub fn unpack_layers(
+    layers: &mut impl Layers,
+    limits: &Limits,
+    out: &mut dyn Write,
+) -> Result<u64, UnpackError> {
+    let mut unpacking = Unpacking::new(limits, out);
+    loop {
+        let packaging = layers.packaging();
+        if let Some(size) = unpacking.body(&mut *layers, packaging)? {
+            return Ok(size);
+        }
+        if unpacking.hidden.is_all() || !layers.next_layer().map_err(UnpackError::Read)? {
+            return Err(unpacking.nothing(packaging));
+        }
     }
 }
 
 struct Unpacking<'a> {
-    packaging: Packaging,
     limits: &'a Limits,
+    /// Bytes that may still be unpacked.
+    left: u64,
+    /// What the bodies so far leave nothing of in those that follow.
+    hidden: Hidden,
+    /// A module that one body holds and another one hides.
+    removed: Option<String>,
+    seen: Seen,
     out: &'a mut dyn Write,
 }
 
-impl Unpacking<'_> {
-    /// Tells what the reader holds, takes the module out of it, and reads it to its end.
-    fn unwrap(&mut self, reader: &mut dyn Read, depth: u32) -> Result<u64, UnpackError> {
+impl<'a> Unpacking<'a> {
+    fn new(limits: &'a Limits, out: &'a mut dyn Write) -> Self {
+        let left = limits.max_module_bytes.saturating_add(limits.max_other_bytes);
+        Self { limits, left, hidden: Hidden::default(), removed: None, seen: Seen::default(), out }
+    }
+
+    /// Why there is no module, once all was read.
+    fn nothing(self, packaging: Packaging) -> UnpackError {
+        match self.removed {
+            Some(name) => UnpackError::Removed { name },
+            None => UnpackError::NoModule { wanted: wanted(packaging), seen: self.seen.to_string() },
+        }
+    }
+
+    /// Takes the module out of a body, if it holds one, and reads it to its end.
+    fn body(&mut self, body: impl Read, packaging: Packaging) -> Result<Option<u64>, UnpackError> {
+        let mut body = Source(body);
+        match packaging {
+            Packaging::Raw => self.module(&mut body).map(Some),
+            Packaging::Layer | Packaging::Sniff => {
+                let (found, left) = self.unwrap(&mut body, packaging, 0)?;
+                self.left = left;
+                Ok(found)
+            }
+        }
+    }
+
+    /// Tells what the reader holds, takes the module out of it, and reads it to its end. Says also how
+    /// many bytes may still be unpacked after that.
+    fn unwrap(
+        &mut self,
+        reader: &mut dyn Read,
+        packaging: Packaging,
+        depth: u32,
+    ) -> Result<(Option<u64>, u64), UnpackError> {
         let limit = self.limits.max_module_bytes.saturating_add(self.limits.max_other_bytes);
-        let mut reader = Bounded { inner: reader, left: limit, limit };
+        let mut reader = Bounded { inner: reader, left: self.left, limit };
         let mut head = [0; 512];
         let filled = reader.read_to_slice(&mut head)?;
         let head = head.get(..filled).unwrap_or_default();
         let mut whole = head.chain(&mut reader);
-        let size = match head {
-            [0, b'a', b's', b'm', ..] => self.module(&mut whole)?,
-            [0x1f, 0x8b, ..] if depth < MAX_GZIP_DEPTH => {
-                self.unwrap(&mut Gunzip::new(BufReader::with_capacity(BUFFER, &mut whole)), depth + 1)?
+        let mut left = u64::MAX;
+        let found = match head {
+            [0, b'a', b's', b'm', ..] => Some(self.module(&mut whole)?),
+            _ if is_gzip(head) || is_zstd(head) => {
+                if depth >= MAX_DEPTH {
+                    return Err(UnpackError::NestedTooDeep);
+                }
+                let buffered = BufReader::with_capacity(BUFFER, &mut whole);
+                let (found, of_inner) = match is_gzip(head) {
+                    true => self.unwrap(&mut Gunzip::new(buffered), packaging, depth + 1)?,
+                    false => self.unwrap(&mut Unzstd::new(buffered)?, packaging, depth + 1)?,
+                };
+                left = of_inner;
+                found
             }
-            [0x1f, 0x8b, ..] => return Err(UnpackError::NestedTooDeep),
-            [0x28, 0xb5, 0x2f, 0xfd, ..] => return Err(UnpackError::Unsupported("zstd compression")),
-            _ if tar::is_header(head) => self.archive(&mut whole, limit)?,
+            _ if tar::is_header(head) => self.archive(&mut whole, packaging, limit)?,
+            // A layer that changes nothing is an archive of nothing.
+            _ if packaging == Packaging::Layer && tar::is_end(head) => None,
             _ => return Err(UnpackError::NotAModule(looks_like(head))),
         };
         io::copy(&mut whole, &mut io::sink())?;
-        Ok(size)
+        Ok((found, left.min(reader.left)))
     }
 
-    fn archive(&mut self, reader: &mut dyn Read, limit: u64) -> Result<u64, UnpackError> {
-        let wanted = match self.packaging {
-            Packaging::Layer => "plugin.wasm",
-            Packaging::Raw | Packaging::Sniff => "*.wasm",
+    fn archive(
+        &mut self,
+        reader: &mut dyn Read,
+        packaging: Packaging,
+        limit: u64,
+    ) -> Result<Option<u64>, UnpackError> {
+        let wanted = wanted(packaging);
+        let is_wanted = |entry: &Entry| match packaging {
+            Packaging::Layer => entry.base_name() == wanted.as_bytes(),
+            Packaging::Raw | Packaging::Sniff => entry.base_name().ends_with(b".wasm"),
         };
-        let is_wanted =
-            |base: &[u8]| base == wanted.as_bytes() || (wanted == "*.wasm" && base.ends_with(b".wasm"));
         let mut archive = Archive::new(reader);
-        let mut seen = Seen::default();
         let mut found = None;
+        // What this one hides is in those that follow, not in itself.
+        let mut hides = Hidden::default();
         while let Some(entry) = archive.next_entry()? {
-            if seen.count >= self.limits.max_entries {
+            if self.seen.count >= self.limits.max_entries {
                 return Err(UnpackError::TooManyEntries { limit: self.limits.max_entries });
             }
             let name = printable(&entry.name);
-            if is_wanted(entry.base_name()) && entry.kind != Kind::Other {
+            let is_module = is_wanted(&entry) && matches!(entry.kind, Kind::File | Kind::Sparse);
+            if is_module && self.hidden.hides(&entry.name)? {
+                self.removed.get_or_insert_with(|| name.clone());
+            } else if is_module {
                 if let Some((_, first)) = found {
                     return Err(UnpackError::Ambiguous { wanted, first, second: name });
                 }
@@ -199,12 +292,13 @@ impl Unpacking<'_> {
             } else if entry.size > limit {
                 return Err(UnpackError::ExpandsTooFar { limit });
             }
-            seen.add(name, entry.kind);
+            if packaging == Packaging::Layer {
+                hides.add(&entry)?;
+            }
+            self.seen.add(name, entry.kind);
         }
-        match found {
-            Some((size, _)) => Ok(size),
-            None => Err(UnpackError::NoModule { wanted, seen: seen.to_string() }),
-        }
+        self.hidden.merge(hides)?;
+        Ok(found.map(|(size, _)| size))
     }
 
     /// Copies what the reader holds.
@@ -227,7 +321,15 @@ impl Unpacking<'_> {
     }
 }
 
-/// The names of an archive's entries, as many as a message holds.
+/// What the module is called in an archive.
+fn wanted(packaging: Packaging) -> &'static str {
+    match packaging {
+        Packaging::Layer => "plugin.wasm",
+        Packaging::Raw | Packaging::Sniff => "*.wasm",
+    }
+}
+
+/// The names of the entries, as many as a message holds.
 #[derive(Default)]
 struct Seen {
     names: Vec<String>,
@@ -253,66 +355,6 @@ impl fmt::Display for Seen {
             0 => Ok(()),
             more => write!(f, " and {more} more"),
         }
-    }
-}
-
-/// The body, whose errors must not be taken for those of the format that is read from it.
-struct Source<R>(R);
-
-impl<R: Read> Read for Source<R> {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        loop {
-            match self.0.read(buf) {
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                result => return result.map_err(|e| UnpackError::Read(e).into()),
-            }
-        }
-    }
-}
-
-/// A reader that fails where `limit` bytes were not its end.
-struct Bounded<R> {
-    inner: R,
-    left: u64,
-    limit: u64,
-}
-
-impl<R: Read> Read for Bounded<R> {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let read = self.inner.read(buf)?;
-        self.left =
-            self.left.checked_sub(read as u64).ok_or(UnpackError::ExpandsTooFar { limit: self.limit })?;
-        Ok(read)
-    }
-}
-
-/// Decompresses gzip, of any number of members; what follows the last one is left in the reader.
-struct Gunzip<R>(Option<GzDecoder<R>>);
-
-impl<R: BufRead> Gunzip<R> {
-    fn new(reader: R) -> Self {
-        Self(Some(GzDecoder::new(reader)))
-    }
-}
-
-impl<R: BufRead> Read for Gunzip<R> {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        while let Some(member) = &mut self.0 {
-            let read = member.read(buf).map_err(|error| match error.get_ref() {
-                Some(inner) if inner.is::<UnpackError>() => error,
-                _ => UnpackError::Gzip(error).into(),
-            })?;
-            if read > 0 || buf.is_empty() {
-                return Ok(read);
-            }
-            // The member has ended, its checksum was right. The first byte of the magic tells
-            // another member from padding, which gzip ignores too.
-            let Some(mut reader) = self.0.take().map(GzDecoder::into_inner) else { break };
-            if reader.fill_buf()?.first() == Some(&0x1f) {
-                self.0 = Some(GzDecoder::new(reader));
-            }
-        }
-        Ok(0)
     }
 }
 

@@ -24,7 +24,7 @@ use crate::config::{Config, Environment};
 use crate::digest::{BlobDigest, Hasher, PayloadDigest, SourceDigest};
 use crate::fetch::{FileAccess, NodeCredential, layer_of};
 use crate::metrics::Metrics;
-use crate::module::{Caller, ModuleRequest, ModuleUrl};
+use crate::module::{Caller, ModuleRequest, ModuleUrl, Validators};
 use crate::resolve::{ResolveConfig, digest_key};
 use crate::store::{Audience, Finished, Record, Store, Stored};
 use crate::wasm::tar::{Archive, Kind};
@@ -344,6 +344,7 @@ impl Import<'_> {
             resource_version: name.resource_version.clone(),
             fetched_at: Clock::System.wall(),
             url: url.to_string(),
+            validators: Validators::default(),
         };
         for key in [Some(url.canonical()), digest_key(url, &name.source)].into_iter().flatten() {
             self.store.record(&name.audience, &key, &record)?;

@@ -1,11 +1,13 @@
-//! The two ways of packing a module for a registry, both deterministic: the same module always has
+//! The three ways of packing a module for a registry, both deterministic: the same module always has
 //! the same digests.
 //!
 //! - `artifact`: what the CNCF's Wasm working group describes; one raw layer.
 //! - `image`: what `docker build` makes of `FROM scratch` and `COPY plugin.wasm /`; older agents
 //!   know only this one.
+//! - `docker`: the same in docker's own media types, for registries and tools that know no others.
 //!
-//! Specifications: OCI image-spec 1.1, and TAG Runtime's "Wasm OCI Artifact layout".
+//! Specifications: OCI image-spec 1.1, docker's image manifest version 2 schema 2, and TAG Runtime's "Wasm
+//! OCI Artifact layout".
 
 use std::collections::BTreeMap;
 use std::io::{self, Write as _};
@@ -17,13 +19,16 @@ use serde::Serialize;
 
 use crate::digest::{BlobDigest, SourceDigest};
 
-/// The media type of both layouts' manifests.
+/// The media type of a manifest that is not docker's.
 pub const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
 
 const ARTIFACT_CONFIG_TYPE: &str = "application/vnd.wasm.config.v0+json";
 const ARTIFACT_LAYER_TYPE: &str = "application/wasm";
 const IMAGE_CONFIG_TYPE: &str = "application/vnd.oci.image.config.v1+json";
 const IMAGE_LAYER_TYPE: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+const DOCKER_MANIFEST_TYPE: &str = "application/vnd.docker.distribution.manifest.v2+json";
+const DOCKER_CONFIG_TYPE: &str = "application/vnd.docker.container.image.v1+json";
+const DOCKER_LAYER_TYPE: &str = "application/vnd.docker.image.rootfs.diff.tar.gzip";
 
 /// Both configs may hold a time; a real one would change the digest with each push.
 const CREATED: &str = "1970-01-01T00:00:00Z";
@@ -38,6 +43,8 @@ pub enum Layout {
     Artifact,
     /// An OCI image: one tar+gzip layer that holds plugin.wasm
     Image,
+    /// A docker image, schema 2: one tar+gzip layer that holds plugin.wasm
+    Docker,
 }
 
 /// What is uploaded.
@@ -47,6 +54,7 @@ pub(super) struct Package {
     pub config: Blob,
     /// JSON.
     pub manifest: Bytes,
+    pub manifest_type: &'static str,
 }
 
 #[derive(Debug)]
@@ -127,7 +135,8 @@ impl Layout {
     pub(super) fn pack(self, module: Bytes) -> io::Result<Package> {
         match self {
             Layout::Artifact => artifact(module),
-            Layout::Image => image(&module),
+            Layout::Image => oci_image(&module),
+            Layout::Docker => docker_image(&module),
         }
     }
 }
@@ -135,7 +144,7 @@ impl Layout {
 fn artifact(module: Bytes) -> io::Result<Package> {
     let layer = Blob::new(ARTIFACT_LAYER_TYPE, module);
     let (config, manifest) = artifact_of(layer.descriptor())?;
-    Ok(Package { layer, config, manifest })
+    Ok(Package { layer, config, manifest, manifest_type: MANIFEST_TYPE })
 }
 
 /// Config and manifest of a module that is not at hand, as an artifact: its digest, and its size in bytes.
@@ -152,15 +161,30 @@ fn artifact_of(layer: Descriptor) -> io::Result<(Blob, Bytes)> {
         layer_digests: [layer.digest.clone()],
     };
     let config = Blob::new(ARTIFACT_CONFIG_TYPE, serde_json::to_vec(&config)?);
-    let manifest = manifest(&config, layer, BTreeMap::new())?;
+    let manifest = manifest(MANIFEST_TYPE, &config, layer, BTreeMap::new())?;
     Ok((config, manifest))
 }
 
-fn image(module: &[u8]) -> io::Result<Package> {
+fn oci_image(module: &[u8]) -> io::Result<Package> {
+    let (layer, config) = image(module, IMAGE_LAYER_TYPE, IMAGE_CONFIG_TYPE)?;
+    let annotations = BTreeMap::from([("module.wasm.image/variant", "compat")]);
+    let manifest = manifest(MANIFEST_TYPE, &config, layer.descriptor(), annotations)?;
+    Ok(Package { layer, config, manifest, manifest_type: MANIFEST_TYPE })
+}
+
+/// Docker's manifests know no annotations.
+fn docker_image(module: &[u8]) -> io::Result<Package> {
+    let (layer, config) = image(module, DOCKER_LAYER_TYPE, DOCKER_CONFIG_TYPE)?;
+    let manifest = manifest(DOCKER_MANIFEST_TYPE, &config, layer.descriptor(), BTreeMap::new())?;
+    Ok(Package { layer, config, manifest, manifest_type: DOCKER_MANIFEST_TYPE })
+}
+
+/// Layer and config of an image that holds the module.
+fn image(module: &[u8], layer_type: &'static str, config_type: &'static str) -> io::Result<(Blob, Blob)> {
     let tar = tar(module)?;
     let mut gzip = GzEncoder::new(Vec::new(), Compression::default());
     gzip.write_all(&tar)?;
-    let layer = Blob::new(IMAGE_LAYER_TYPE, gzip.finish()?);
+    let layer = Blob::new(layer_type, gzip.finish()?);
     let config = ImageConfig {
         created: CREATED,
         // What image tools write, and what those that look for a platform find.
@@ -169,24 +193,17 @@ fn image(module: &[u8]) -> io::Result<Package> {
         config: BTreeMap::new(),
         rootfs: RootFs { r#type: "layers", diff_ids: [BlobDigest::of(&tar).to_string()] },
     };
-    let config = Blob::new(IMAGE_CONFIG_TYPE, serde_json::to_vec(&config)?);
-    let annotations = BTreeMap::from([("module.wasm.image/variant", "compat")]);
-    let manifest = manifest(&config, layer.descriptor(), annotations)?;
-    Ok(Package { layer, config, manifest })
+    Ok((layer, Blob::new(config_type, serde_json::to_vec(&config)?)))
 }
 
 fn manifest(
+    media_type: &'static str,
     config: &Blob,
     layer: Descriptor,
     annotations: BTreeMap<&'static str, &'static str>,
 ) -> io::Result<Bytes> {
-    let manifest = Manifest {
-        schema_version: 2,
-        media_type: MANIFEST_TYPE,
-        config: config.descriptor(),
-        layers: [layer],
-        annotations,
-    };
+    let manifest =
+        Manifest { schema_version: 2, media_type, config: config.descriptor(), layers: [layer], annotations };
     Ok(serde_json::to_vec(&manifest)?.into())
 }
 
@@ -255,11 +272,11 @@ mod tests {
 
     #[test]
     fn a_manifest_describes_its_blobs() {
-        for layout in [Layout::Artifact, Layout::Image] {
+        for layout in [Layout::Artifact, Layout::Image, Layout::Docker] {
             let package = pack(layout, MODULE);
             let manifest = parse(&package.manifest);
             assert_eq!(manifest["schemaVersion"], 2);
-            assert_eq!(manifest["mediaType"], MANIFEST_TYPE);
+            assert_eq!(manifest["mediaType"], package.manifest_type);
             for (descriptor, blob) in
                 [(&manifest["config"], &package.config), (&manifest["layers"][0], &package.layer)]
             {
@@ -308,11 +325,22 @@ mod tests {
     }
 
     #[test]
+    fn a_docker_image_is_the_same_in_docker_s_own_words() {
+        let (docker, oci) = (pack(Layout::Docker, MODULE), pack(Layout::Image, MODULE));
+        assert_eq!((&docker.layer.bytes, &docker.config.bytes), (&oci.layer.bytes, &oci.config.bytes));
+        let manifest = parse(&docker.manifest);
+        assert_eq!(manifest["mediaType"], "application/vnd.docker.distribution.manifest.v2+json");
+        assert_eq!(manifest["config"]["mediaType"], "application/vnd.docker.container.image.v1+json");
+        assert_eq!(manifest["layers"][0]["mediaType"], "application/vnd.docker.image.rootfs.diff.tar.gzip");
+        assert!(manifest.get("annotations").is_none());
+    }
+
+    #[test]
     fn the_same_module_always_has_the_same_digest() {
         // A change of this is a change of what people have pinned.
         let digest = pack(Layout::Artifact, MODULE).digest().hex();
         assert_eq!(digest, "aeb0651bfcce2e2a7ff35ed1b2d82fbdc7288e6822c6daf81b812860d463c242");
-        for layout in [Layout::Artifact, Layout::Image] {
+        for layout in [Layout::Artifact, Layout::Image, Layout::Docker] {
             assert_eq!(pack(layout, MODULE).digest(), pack(layout, MODULE).digest());
             assert_ne!(pack(layout, MODULE).digest(), pack(layout, b"other").digest());
         }

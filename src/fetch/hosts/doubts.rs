@@ -45,21 +45,32 @@ impl Doubts {
 #[derive(Debug)]
 pub(in crate::fetch) struct Doubt {
     doubts: Arc<Doubts>,
-    layer: BlobDigest,
     state: Mutex<State>,
 }
 
 #[derive(Debug)]
 struct State {
+    layer: BlobDigest,
     /// Key and name of each host that gave some of them.
     asked: Vec<(String, String)>,
     /// How many were not asked.
     left: usize,
 }
 
+impl State {
+    fn of(layer: BlobDigest) -> Self {
+        State { layer, asked: Vec::new(), left: 0 }
+    }
+}
+
 impl Doubt {
     pub(in crate::fetch) fn new(doubts: Arc<Doubts>, layer: BlobDigest) -> Self {
-        Doubt { doubts, layer, state: Mutex::new(State { asked: Vec::new(), left: 0 }) }
+        Doubt { doubts, state: Mutex::new(State::of(layer)) }
+    }
+
+    /// What is said from now on is of another layer.
+    pub(in crate::fetch) fn begin(&self, layer: BlobDigest) {
+        *lock(&self.state) = State::of(layer);
     }
 
     /// Says who gives the bytes from now on, and how many hosts besides could.
@@ -75,7 +86,7 @@ impl Doubt {
         if state.left == 0 {
             return None;
         }
-        state.asked.iter().for_each(|(key, _)| self.doubts.add(key.clone(), self.layer));
+        state.asked.iter().for_each(|(key, _)| self.doubts.add(key.clone(), state.layer));
         let hosts: Vec<_> = state.asked.iter().map(|(_, host)| host.as_str()).collect();
         Some(hosts.join(", "))
     }

@@ -15,7 +15,7 @@ fn image(layers: &[&str]) -> Value {
 
 fn chosen(layers: &[&str]) -> Result<Packaging, Refusal> {
     match read(image(layers).to_string().as_bytes(), Some(OCI_MANIFEST))? {
-        Manifest::Image(image) => image.layer().map(|layer| layer.packaging),
+        Manifest::Image(image) => image.layers().map(|layers| layers.top.packaging),
         Manifest::Index(_) => panic!("not an index"),
     }
 }
@@ -65,16 +65,85 @@ fn every_layout_in_use_gives_its_layer() {
     }
     for tar in TAR_LAYERS {
         assert_eq!(chosen(&[tar]), Ok(Packaging::Layer));
-        assert_eq!(chosen(&["application/vnd.module.wasm.doc.v1+markdown", tar]), Ok(Packaging::Layer));
+        let (spec, doc) =
+            ("application/vnd.module.wasm.spec.v1+yaml", "application/vnd.module.wasm.doc.v1.zh+markdown");
+        assert_eq!(
+            chosen(&[spec, doc, "application/vnd.module.wasm.icon.v1+png", tar]),
+            Ok(Packaging::Layer)
+        );
+    }
+}
+
+/// The manifest as a tool wrote it: which digest is the top layer's, and which are those below.
+fn golden(manifest: &str) -> (String, Vec<Result<String, Refusal>>) {
+    let Ok(Manifest::Image(image)) = read(manifest.as_bytes(), None) else { panic!("no image: {manifest}") };
+    let hex = |layer: Layer| layer.digest.hex().chars().skip(62).collect::<String>();
+    let layers = image.layers().unwrap();
+    (hex(layers.top), layers.below.into_iter().map(|layer| layer.map(hex)).collect())
+}
+
+/// A manifest with these layers, each with its number as its digest.
+fn written(media_type: &str, config: &str, layers: &[&str]) -> String {
+    let numbered = |(number, media_type): (usize, &&str)| {
+        let mut layer = layer(media_type);
+        layer["digest"] = format!("sha256:{:064}", number + 1).into();
+        layer
+    };
+    let layers: Vec<Value> = layers.iter().enumerate().map(numbered).collect();
+    json!({"schemaVersion": 2, "mediaType": media_type, "config": layer(config), "layers": layers})
+        .to_string()
+}
+
+#[test]
+fn the_manifests_of_the_tools_in_use_are_read() {
+    let docker = "application/vnd.docker.container.image.v1+json";
+    let gzip = "application/vnd.docker.image.rootfs.diff.tar.gzip";
+    let (top, below) = golden(&written(DOCKER_MANIFEST, docker, &[gzip, gzip, gzip]));
+    assert_eq!((top.as_str(), below), ("03", vec![Ok("02".to_owned()), Ok("01".to_owned())]), "docker build");
+
+    let oci = "application/vnd.oci.image.config.v1+json";
+    let zstd = "application/vnd.oci.image.layer.v1.tar+zstd";
+    let plain = "application/vnd.oci.image.layer.v1.tar";
+    let (top, below) = golden(&written(OCI_MANIFEST, oci, &[plain, zstd]));
+    assert_eq!((top.as_str(), below), ("02", vec![Ok("01".to_owned())]), "buildah");
+
+    for (config, layers, top) in [
+        ("application/vnd.wasm.config.v1+json", &["application/vnd.wasm.content.layer.v1+wasm"][..], "01"),
+        ("application/vnd.wasm.config.v0+json", &["application/wasm"], "01"),
+        ("application/vnd.oci.empty.v1+json", &["application/wasm"], "01"),
+        (oci, &[RAW_COMPANION, "application/vnd.module.wasm.content.layer.v1+wasm"], "02"),
+        ("application/vnd.unknown.config.v1+json", &[DOCUMENTS[0], DOCUMENTS[1], TAR_LAYERS[0]], "03"),
+        ("application/vnd.unknown.config.v1+json", &[TAR_LAYERS[0], DOCUMENTS[0]], "01"),
+    ] {
+        let expected = (top.to_owned(), Vec::new());
+        assert_eq!(golden(&written(OCI_MANIFEST, config, layers)), expected, "{config}");
     }
 }
 
 #[test]
+fn a_layer_that_cannot_be_read_counts_only_where_it_is_reached() {
+    let foreign = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip";
+    let (top, below) = golden(&written(DOCKER_MANIFEST, "x/y", &[TAR_LAYERS[0], foreign, TAR_LAYERS[0]]));
+    assert_eq!((top.as_str(), below.len()), ("03", 2));
+    let Err(Refusal::Unsupported(reason)) = &below[0] else { panic!("{below:?}") };
+    assert!(reason.contains(foreign), "{reason}");
+    assert_eq!(below[1], Ok("01".to_owned()));
+}
+
+#[test]
+fn an_image_of_ten_thousand_layers_is_refused() {
+    let most = vec![TAR_LAYERS[0]; MAX_LAYERS];
+    assert_eq!(chosen(&most), Ok(Packaging::Layer));
+    let Err(Refusal::Unsupported(reason)) = chosen(&vec![TAR_LAYERS[0]; 10_000]) else { panic!() };
+    assert!(reason.contains("10000 layers"), "{reason}");
+}
+
+#[test]
 fn layers_that_are_no_module_are_refused_by_name() {
-    let zstd = "application/vnd.oci.image.layer.v1.tar+zstd";
+    let encrypted = "application/vnd.oci.image.layer.v1.tar+gzip+encrypted";
     for (layers, named) in [
-        (&[zstd][..], zstd),
-        (&[TAR_LAYERS[0], zstd], zstd),
+        (&[encrypted][..], encrypted),
+        (&[TAR_LAYERS[0], encrypted], encrypted),
         (&[RAW_LAYERS[0], RAW_LAYERS[1]], RAW_LAYERS[1]),
         (&[RAW_LAYERS[0], TAR_LAYERS[0]], TAR_LAYERS[0]),
         (&[RAW_LAYERS[0], RAW_COMPANION, RAW_COMPANION], RAW_COMPANION),
@@ -136,7 +205,7 @@ fn digests_that_could_be_paths_are_refused() {
         let Ok(Manifest::Image(image)) = read(document.to_string().as_bytes(), None) else {
             panic!("{digest}")
         };
-        assert!(matches!(image.layer(), Err(Refusal::Invalid(_))), "{digest}");
+        assert!(matches!(image.layers(), Err(Refusal::Invalid(_))), "{digest}");
     }
 }
 
@@ -174,4 +243,31 @@ fn a_strangers_words_are_short_and_plain_in_errors() {
     assert_eq!(quote("a\u{1b}[31m\n"), "a?[31m?");
     assert_eq!(quote(&"x".repeat(1000)).len(), 100);
     assert!(list(vec!["x".to_owned(); 1000].into_iter()).ends_with("and 992 more"));
+}
+
+#[test]
+fn a_tag_in_a_layout_names_images_or_one_index() {
+    let entry = |media_type: &str, digit: char, tag: &str| {
+        let mut entry = layer(media_type);
+        entry["digest"] = format!("{}{digit}", &DIGEST[..DIGEST.len() - 1]).into();
+        entry["annotations"] = json!({"org.opencontainers.image.ref.name": tag});
+        entry
+    };
+    let entries = [
+        entry(OCI_INDEX, '1', "multi"),
+        entry(OCI_MANIFEST, '2', "v1"),
+        entry(OCI_MANIFEST, '3', "twice"),
+        entry(OCI_MANIFEST, '4', "twice"),
+    ];
+    let document = json!({ "schemaVersion": 2, "manifests": entries }).to_string();
+    let tagged = |tag: &str| match read(document.as_bytes(), None) {
+        Ok(Manifest::Index(index)) => index.tagged(tag),
+        other => panic!("{other:?}"),
+    };
+    let only =
+        |tag: &str| tagged(tag).unwrap().only().unwrap().map(|child| child.digest.hex().pop().unwrap());
+    assert_eq!([only("multi"), only("v1"), only("twice")], [Some('1'), Some('2'), None]);
+    assert!(tagged("twice").unwrap().choose("amd64").is_err());
+    let Err(Refusal::Unsupported(reason)) = tagged("v2") else { panic!() };
+    assert!(reason.contains("multi, v1, twice"), "{reason}");
 }

@@ -106,7 +106,7 @@ async fn a_manifest_that_is_not_what_was_asked_for_is_refused() {
 #[tokio::test]
 async fn a_layer_over_the_limit_is_refused_before_it_is_asked_for() {
     for media_type in [RAW, "application/vnd.oci.image.layer.v1.tar+gzip"] {
-        let image = Image::of_type(media_type, vec![7; 1 + oci::FRAMING as usize + 10]);
+        let image = Image::of_type(media_type, vec![7; 1 + layers::FRAMING as usize + 10]);
         let server = registry(&image, |_| None).await;
         let fetcher = Net::default().config(|config| config.max_module_bytes = 10).build();
         assert_eq!(failure(&fetcher, &request(&image_url(&server))).await.0, "too_large");
@@ -122,7 +122,7 @@ async fn an_http_body_or_file_over_the_limit_is_an_error_and_never_cut_short() {
             config.files = FileAccess::Any;
         })
     };
-    let size = oci::FRAMING as usize + 11;
+    let size = layers::FRAMING as usize + 11;
     for reply in [
         Reply::ok(vec![7; size]),
         Reply::ok(vec![7; size]).fault(Fault::Chunked),

@@ -7,6 +7,7 @@ mod mirrors;
 mod proxies;
 mod resume;
 mod server;
+mod stack;
 
 use std::collections::HashMap;
 use std::io::Read as _;

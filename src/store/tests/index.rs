@@ -179,3 +179,16 @@ fn a_record_that_is_a_link_is_dropped_and_its_target_never_written() {
     assert_eq!(store.lookup(&Audience::Public, SOURCE).unwrap(), Some(newer));
     assert_eq!(fs::read(&target).unwrap(), before);
 }
+
+#[test]
+fn a_record_of_before_there_were_validators_is_read() {
+    let home = Home::new();
+    let store = home.store();
+    let (_, record) = remember(&store, &Audience::Public);
+    let path = only_file(&home.v1("content/index"));
+    let mut entry: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    assert!(entry.as_object_mut().unwrap().remove("etag").is_some());
+    fs::write(&path, entry.to_string()).unwrap();
+    let older = Record { validators: Validators::default(), ..record };
+    assert_eq!(store.lookup(&Audience::Public, SOURCE).unwrap(), Some(older));
+}

@@ -117,7 +117,8 @@ fn a_link_or_folder_has_no_content_whatever_it_declares() {
     for flag in b'1'..=b'6' {
         let archive = [&header(b"link", flag, &size(4096))[..], &entry(b"a", b'0', b"x"), &END].concat();
         let entries = read(&archive).unwrap();
-        assert_eq!(entries[0], ("link".to_owned(), Kind::Other, vec![]));
+        let kind = if flag == b'5' { Kind::Folder } else { Kind::Other };
+        assert_eq!(entries[0], ("link".to_owned(), kind, vec![]));
         assert_eq!(entries[1].2, b"x");
     }
 }
@@ -180,4 +181,20 @@ fn a_gnu_long_name_ends_at_its_nul() {
 fn a_huge_extension_header_is_refused_before_it_is_read() {
     let archive = header(b"x", b'x', &size(1 << 30));
     assert_eq!(read(&archive), Err("a long name or PAX header is larger than 256 KiB".to_owned()));
+}
+
+#[test]
+fn what_is_passed_over_by_seeking_is_the_same_as_what_is_read_over() {
+    let long = [7; 2000];
+    let whole = [entry(b"a", b'0', &long), entry(b"b", b'0', b"xyz"), END.to_vec()].concat();
+    let mut archive = Archive::seeking(io::Cursor::new(&whole));
+    assert_eq!(archive.next_entry().unwrap().unwrap().name, b"a");
+    let second = archive.next_entry().unwrap().unwrap();
+    let at = usize::try_from(archive.position().unwrap()).unwrap();
+    assert_eq!((second.name.as_slice(), &whole[at..at + 3]), (&b"b"[..], &b"xyz"[..]));
+    assert!(archive.next_entry().unwrap().is_none());
+
+    let mut cut = Archive::seeking(io::Cursor::new(&whole[..1000]));
+    cut.next_entry().unwrap();
+    assert!(cut.next_entry().unwrap_err().to_string().contains("cut off"));
 }

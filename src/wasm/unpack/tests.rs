@@ -1,6 +1,7 @@
 use std::io::Write as _;
 
 use flate2::Compression;
+use flate2::bufread::GzDecoder;
 use flate2::write::GzEncoder;
 use proptest::prelude::*;
 
@@ -18,6 +19,13 @@ const QUINE: &str = "1f8b08080000000000ff73656c6600001400ebff1f8b08080000000000f
 
 fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}
+
+fn zstd(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = ::zstd::Encoder::new(Vec::new(), 3).unwrap();
+    encoder.include_checksum(true).unwrap();
     encoder.write_all(bytes).unwrap();
     encoder.finish().unwrap()
 }
@@ -247,9 +255,133 @@ fn a_gzip_that_contains_itself_ends() {
 }
 
 #[test]
-fn zstd_is_refused_by_name() {
-    let error = get(b"\x28\xb5\x2f\xfd\x04\x00", Layer).unwrap_err();
-    assert_eq!(error.to_string(), "zstd compression is not supported");
+fn zstd_is_unpacked_frame_by_frame() {
+    let archive = tar(&[("plugin.wasm", WASM)]);
+    let (first, second) = archive.split_at(700);
+    // What pzstd puts before each frame, and zstd:chunked behind the last.
+    let skippable = b"\x50\x2a\x4d\x18\x03\0\0\0abc";
+    let frames = [&skippable[..], &zstd(first), &zstd(b""), &zstd(second), skippable].concat();
+    for body in [&zstd(&archive), &frames, &gzip(&zstd(&archive)), &zstd(&gzip(&archive)), &zstd(WASM)] {
+        assert_eq!(get(body, Layer).unwrap(), WASM);
+        assert_eq!(get(body, Sniff).unwrap(), WASM);
+    }
+    assert_eq!(get(&zstd(&zstd(&zstd(WASM))), Layer).unwrap_err().label(), "nested_too_deep");
+    assert_eq!(get(&[&zstd(WASM)[..], b"behind it"].concat(), Layer).unwrap_err().label(), "zstd");
+}
+
+#[test]
+fn a_zstd_stream_that_was_cut_off_or_damaged_is_an_error() {
+    let whole = zstd(&tar(&[("plugin.wasm", WASM)]));
+    for cut in 0..whole.len() {
+        assert!(get(&whole[..cut], Layer).is_err(), "{cut}");
+    }
+    // Its checksum.
+    let mut body = whole;
+    *body.last_mut().unwrap() ^= 1;
+    assert_eq!(get(&body, Layer).unwrap_err().label(), "zstd");
+}
+
+#[test]
+fn a_zstd_bomb_ends_at_the_limit() {
+    let zeros = vec![0; 4 << 20];
+    for (body, label) in [
+        (zstd(&[WASM, &zeros].concat()), "too_large"),
+        (zstd(&tar(&[("other", &zeros), ("plugin.wasm", WASM)])), "expands_too_far"),
+    ] {
+        assert!(body.len() * 500 < zeros.len(), "it is a bomb");
+        assert_eq!(unpack_with(&body, Layer, &small(64 * 1024)).unwrap_err().label(), label);
+    }
+}
+
+#[test]
+fn a_zstd_stream_that_asks_for_a_huge_window_is_refused() {
+    let with_window = |log: u8| {
+        // A frame without its size or a checksum, its window, and one last raw block of the module.
+        let block = (u32::try_from(WASM.len()).unwrap() << 3) | 1;
+        [b"\x28\xb5\x2f\xfd\x00", &[(log - 10) << 3][..], &block.to_le_bytes()[..3], WASM].concat()
+    };
+    assert_eq!(get(&with_window(25), Sniff).unwrap(), WASM);
+    for log in [26, 31, 41] {
+        assert_eq!(get(&with_window(log), Sniff).unwrap_err().label(), "zstd", "{log}");
+    }
+}
+
+/// Layers, the last one of the image first.
+struct Stack {
+    layers: Vec<Vec<u8>>,
+    at: usize,
+    read: usize,
+}
+
+impl Read for Stack {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let read = (&self.layers[self.at][self.read..]).read(buf)?;
+        self.read += read;
+        Ok(read)
+    }
+}
+
+impl Layers for Stack {
+    fn packaging(&self) -> Packaging {
+        Layer
+    }
+
+    fn next_layer(&mut self) -> io::Result<bool> {
+        assert_eq!(self.read, self.layers[self.at].len(), "a layer is read to its end");
+        (self.at, self.read) = (self.at + 1, 0);
+        Ok(self.at < self.layers.len())
+    }
+}
+
+/// The module out of an image's layers, the last one first, and how many of them were begun.
+fn stacked(limits: &Limits, layers: &[&[(&str, &[u8])]]) -> (Result<Vec<u8>, UnpackError>, usize) {
+    let layers = layers.iter().map(|entries| zstd(&tar(entries))).collect();
+    let mut stack = Stack { layers, at: 0, read: 0 };
+    let mut out = Vec::new();
+    let outcome = unpack_layers(&mut stack, limits, &mut out).map(|_| out);
+    (outcome, (stack.at + 1).min(stack.layers.len()))
+}
+
+#[test]
+fn the_last_layer_that_holds_the_module_wins_and_none_below_is_asked_for() {
+    let old: &[(&str, &[u8])] = &[("plugin.wasm", b"\0asm old")];
+    let new: &[(&str, &[u8])] = &[("a/plugin.wasm", WASM)];
+    let other: &[(&str, &[u8])] = &[("etc/x", b"y")];
+    for (layers, begun) in [
+        (&[new, old][..], 1),
+        (&[other, new, old], 2),
+        (&[&[], other, new], 3),
+        (&[&[(".wh.plugin.wasm", b"")], new, old], 2),
+        (&[&[("a/.wh..wh..opq", b""), ("a/plugin.wasm", WASM)], old], 1),
+    ] {
+        let (outcome, read) = stacked(&Limits::default(), layers);
+        assert_eq!((outcome.unwrap(), read), (WASM.to_vec(), begun));
+    }
+}
+
+#[test]
+fn a_module_that_a_later_layer_removes_is_not_there() {
+    let module: &[(&str, &[u8])] = &[("a/plugin.wasm", WASM)];
+    for above in ["a/.wh.plugin.wasm", ".wh.a", "a/.wh..wh..opq", "a"] {
+        let (outcome, _) = stacked(&Limits::default(), &[&[(above, b"")], module]);
+        let error = outcome.unwrap_err();
+        assert_eq!(error.to_string(), "a later layer of the image removes or replaces its a/plugin.wasm");
+    }
+    let (outcome, read) = stacked(&Limits::default(), &[&[(".wh..wh..opq", b"")], module]);
+    assert_eq!((outcome.unwrap_err().label(), read), ("no_module", 1), "nothing below counts");
+    let (outcome, _) = stacked(&Limits::default(), &[&[("x", b"")], &[("y", b"")]]);
+    assert_eq!(outcome.unwrap_err().to_string(), "there is no plugin.wasm in the archive, only x, y");
+}
+
+#[test]
+fn the_limits_are_those_of_all_layers_together() {
+    let full = vec![1; 40_000];
+    let layer: &[(&str, &[u8])] = &[("full", &full)];
+    let module: &[(&str, &[u8])] = &[("plugin.wasm", WASM)];
+    assert_eq!(stacked(&small(1000), &[layer, module]).0.unwrap(), WASM);
+    assert_eq!(stacked(&small(1000), &[layer, layer, module]).0.unwrap_err().label(), "expands_too_far");
+    let six: Vec<_> = ["1", "2", "3", "4", "5", "6"].map(|name| (name, &b""[..])).into();
+    assert_eq!(stacked(&small(1000), &[&six, &six, module]).0.unwrap_err().label(), "too_many_entries");
 }
 
 #[test]
@@ -257,7 +389,8 @@ fn what_is_no_archive_is_described() {
     let error = get(b"<!doctype html><title>Sign in</title>", Sniff).unwrap_err();
     assert!(error.to_string().ends_with("it looks like an HTML page"), "{error}");
     assert_eq!(get(b"", Layer).unwrap_err().label(), "not_a_module");
-    assert_eq!(get(&[0; 1024], Layer).unwrap_err().label(), "not_a_module");
+    assert_eq!(get(&[0; 1024], Sniff).unwrap_err().label(), "not_a_module");
+    assert_eq!(get(&[0; 1024], Layer).unwrap_err().label(), "no_module", "an archive of nothing");
 }
 
 #[test]
