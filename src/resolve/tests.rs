@@ -83,6 +83,20 @@ impl Shop {
         digest
     }
 
+    /// Offers an image of these layers under a tag, the first one the lowest.
+    fn offer_layers(&self, name: &str, layers: &[&Bytes]) {
+        let (repository, tag) = name.split_once(':').unwrap();
+        let mut goods = self.goods.lock().unwrap();
+        let describe = |layer: &&Bytes| {
+            let digest = BlobDigest::of(layer).to_string();
+            goods.insert(format!("/v2/{repository}/blobs/{digest}"), (*layer).clone());
+            json!({"mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": digest, "size": layer.len()})
+        };
+        let layers: Vec<_> = layers.iter().map(describe).collect();
+        let manifest = json!({"schemaVersion": 2, "layers": layers}).to_string();
+        goods.insert(format!("/v2/{repository}/manifests/{tag}"), manifest.into());
+    }
+
     /// GETs of manifests and of blobs so far.
     fn asked(&self) -> (usize, usize) {
         let asked = self.asked.borrow();

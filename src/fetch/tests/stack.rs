@@ -19,7 +19,8 @@ async fn stack(
     let blobs: HashMap<String, &'static [u8]> =
         layers.iter().map(|layer| (format!("/v2/a/b/blobs/{}", BlobDigest::of(layer)), *layer)).collect();
     Server::start(move |seen| {
-        change(seen).unwrap_or_else(|| match blobs.get(&seen.target) {
+        let target = seen.target.split('?').next().unwrap();
+        change(seen).unwrap_or_else(|| match blobs.get(target) {
             Some(layer) => Reply::ok(*layer),
             None => Reply::ok(manifest.clone()).header("Content-Type", OCI),
         })
@@ -29,7 +30,11 @@ async fn stack(
 
 /// What comes of one layer after the other.
 async fn descend(fetcher: &Fetcher, server: &Server) -> Result<Vec<Vec<u8>>, FetchError> {
-    let request = request(&image_url(server));
+    descend_from(fetcher, &image_url(server)).await
+}
+
+async fn descend_from(fetcher: &Fetcher, url: &str) -> Result<Vec<Vec<u8>>, FetchError> {
+    let request = request(url);
     let deadline = fetcher.deadline(&request);
     let located = fetcher.locate(&request, &Credential::anonymous(), deadline).await?;
     let mut body = fetcher.open(located, deadline).await?;
@@ -82,6 +87,37 @@ async fn a_layer_below_that_breaks_off_goes_on_where_it_stopped() {
     })
     .await;
     assert_eq!(descend(&Net::default().build(), &server).await.unwrap(), [&b"top"[..], b"low"]);
+}
+
+#[tokio::test]
+async fn each_layer_is_asked_of_the_next_host_where_the_first_has_none() {
+    const LAYERS: [&[u8]; 3] = [b"low", b"middle", b"top"];
+    let missing = |layer: &'static [u8]| {
+        let path = format!("/blobs/{}", BlobDigest::of(layer));
+        stack(&LAYERS, move |seen| seen.target.contains(&path).then(|| Reply::new(404)))
+    };
+    // Neither of them has all, and whoever gave one layer is asked for the next.
+    let (mirror, origin) = (missing(b"middle").await, missing(b"low").await);
+    let net = mirrors::net(&origin, &[&mirror]);
+    let layers = descend_from(&net.build(), &mirrors::url(&origin)).await.unwrap();
+    assert_eq!(layers, [&b"top"[..], b"middle", b"low"]);
+    let blobs = |server: &Server| server.asked().iter().filter(|asked| asked.contains("/blobs/")).count();
+    assert_eq!((blobs(&mirror), blobs(&origin)), (3, 2));
+}
+
+#[tokio::test]
+async fn a_mirror_with_other_bytes_for_a_layer_below_is_told_and_not_asked_for_them_again() {
+    let low = format!("/blobs/{}", BlobDigest::of(b"low"));
+    let origin = stack(&[b"low", b"top"], |_| None).await;
+    let lying =
+        stack(&[b"low", b"top"], move |seen| seen.target.contains(&low).then(|| Reply::ok("lie"))).await;
+    let fetcher = mirrors::net(&origin, &[&lying]).build();
+    let error = descend_from(&fetcher, &mirrors::url(&origin)).await.unwrap_err();
+    assert!(matches!(error, FetchError::Mirror { .. }) && error.label() == "digest_mismatch", "{error}");
+    let layers = descend_from(&fetcher, &mirrors::url(&origin)).await.unwrap();
+    assert_eq!(layers, [&b"top"[..], b"low"]);
+    let asked = lying.asked().into_iter().filter(|asked| asked.contains("/blobs/")).count();
+    assert_eq!((asked, origin.asked().len()), (3, 1));
 }
 
 #[tokio::test]

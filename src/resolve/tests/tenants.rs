@@ -106,6 +106,40 @@ async fn a_registry_that_claims_to_have_a_layer_leads_to_no_module_of_another() 
     assert_eq!(place.resolver.0.store.view(&mallory.audience, &payload).unwrap(), None);
 }
 
+/// A layer with one file in it.
+fn layer(name: &str, content: &[u8]) -> Bytes {
+    let mut tar = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_gnu();
+    header.set_size(content.len() as u64);
+    header.set_mode(0o644);
+    tar.append_data(&mut header, name, content).unwrap();
+    tar.into_inner().unwrap().into()
+}
+
+#[tokio::test]
+async fn a_layer_that_did_not_hold_the_module_leads_nobody_to_what_lay_below_it() {
+    let place = Place::new(4).await;
+    let (top, [low, other]) =
+        (layer("NOTICE", b"read me"), MODULES.map(|module| layer("plugin.wasm", module)));
+    place.shop.offer_layers("a:one", &[&low, &top]);
+    place.shop.offer_layers("a:two", &[&other, &top]);
+    let one = place.pull("alice", "a:one").await.unwrap();
+    assert_eq!(one.payload, PayloadDigest::of(MODULES[0]));
+    for who in ["bob", "alice"] {
+        let two = place.pull(who, "a:two").await.unwrap();
+        assert_eq!(two.payload, PayloadDigest::of(MODULES[1]), "{who}");
+    }
+    // One that held it holds it in every image that ends with it.
+    place.shop.offer_layers("a:three", &[&top, &low]);
+    place.shop.offer_layers("a:four", &[&other, &low]);
+    place.pull("alice", "a:three").await.unwrap();
+    let before = place.asked_in_all();
+    let four = place.pull("bob", "a:four").await.unwrap();
+    assert_eq!((four.payload, four.cached), (one.payload, true));
+    let after = place.asked_in_all();
+    assert_eq!((after.0 - before.0, after.2), (1, before.2), "one question, no download");
+}
+
 #[tokio::test]
 async fn a_refused_question_leaves_it_to_the_download_to_say_so() {
     let place = Place::new(4).await;
