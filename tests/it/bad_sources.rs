@@ -166,9 +166,9 @@ async fn sources(world: &World, open: &Registry, closed: &Registry, server: &Bad
         &["1048576"],
     ));
     let quine = hex::decode(QUINE).unwrap();
-    bad.push(Bad::new(server.put("/self.gz", Reply::ok(quine.clone())), "nested_too_deep", &["gzip within"]));
+    bad.push(Bad::new(server.put("/self.gz", Reply::ok(quine.clone())), "nested_too_deep", &["compression within"]));
     let url = server.image("self", TAR_GZ, &quine, Reply::ok(quine.clone()));
-    bad.push(Bad::new(url, "nested_too_deep", &["gzip within gzip"]));
+    bad.push(Bad::new(url, "nested_too_deep", &["compression within compression"]));
 
     let large = format!("{{\"schemaVersion\": 2, \"padding\": \"{}\"}}", "x".repeat(8 << 20));
     let url = server.manifest("large-manifest", large.into_bytes());
