@@ -166,7 +166,11 @@ async fn sources(world: &World, open: &Registry, closed: &Registry, server: &Bad
         &["1048576"],
     ));
     let quine = hex::decode(QUINE).unwrap();
-    bad.push(Bad::new(server.put("/self.gz", Reply::ok(quine.clone())), "nested_too_deep", &["compression within"]));
+    bad.push(Bad::new(
+        server.put("/self.gz", Reply::ok(quine.clone())),
+        "nested_too_deep",
+        &["compression within"],
+    ));
     let url = server.image("self", TAR_GZ, &quine, Reply::ok(quine.clone()));
     bad.push(Bad::new(url, "nested_too_deep", &["compression within compression"]));
 
