@@ -33,37 +33,49 @@ impl Filters {
         Filters { agent, envoy, control_plane, _listener: listener, delivered: 0 }
     }
 
-    /// Asks for a filter whose module is there, and gives the time from the control plane's answer to
-    /// its arrival at Envoy with a local path in it.
-    pub async fn deliver(&mut self, url: &str) -> Duration {
-        let (ecds, name) = (resources::ecds_type(), format!("filter-{}", self.delivered));
+    /// Asks for filters whose modules are there, one for each, and gives the time from the control plane's
+    /// answer to the arrival of the last one at Envoy with a local path in it.
+    pub async fn deliver(&mut self, urls: &[&str]) -> Duration {
+        let ecds = resources::ecds_type();
+        let numbers = self.delivered..self.delivered + urls.len();
+        let names: Vec<String> = numbers.map(|number| format!("filter-{number}")).collect();
         let request = DeltaDiscoveryRequest {
             node: (self.delivered == 0).then(|| Node { id: "bench".into(), ..Node::default() }),
             type_url: ecds.clone(),
-            resource_names_subscribe: vec![name.clone()],
+            resource_names_subscribe: names.clone(),
             ..DeltaDiscoveryRequest::default()
         };
-        self.delivered += 1;
+        self.delivered += urls.len();
         self.envoy.send(request.encode_to_vec().into()).await;
-        while !self.control_plane.event_of(&ecds).await.names.contains(&name) {}
+        let last = names.last().expect("something to ask for");
+        while !self.control_plane.event_of(&ecds).await.names.contains(last) {}
 
-        let resource = Wasm::remote(Kind::Http, url).resource(&name);
+        let resources =
+            names.iter().zip(urls).map(|(name, url)| Wasm::remote(Kind::Http, *url).resource(name));
+        let (resources, mut missing) = (resources.collect(), urls.len());
         let start = Instant::now();
-        self.control_plane.send(&ecds, &name, vec![resource]).await.expect("a stream that goes on");
-        let response = soon("a filter", self.envoy.receive()).await;
-        let took = start.elapsed();
+        self.control_plane.send(&ecds, last, resources).await.expect("a stream that goes on");
+        while missing > 0 {
+            let response = soon("filters", self.envoy.receive()).await;
+            missing -= self.accept(&response).await;
+        }
+        start.elapsed()
+    }
 
+    /// Accepts a response, and gives how many filters came in it.
+    async fn accept(&self, response: &[u8]) -> usize {
         let response = DeltaDiscoveryResponse::decode(response).expect("a DeltaDiscoveryResponse");
-        let [resource] = response.resources.as_slice() else { panic!("one resource: {response:?}") };
         let local = self.agent.cache.to_str().expect("a path in UTF-8").as_bytes();
-        let config = &resource.resource.as_ref().expect("a resource's body").value;
-        assert!(config.windows(local.len()).any(|part| part == local), "a fallback: {resource:?}");
+        for resource in &response.resources {
+            let config = &resource.resource.as_ref().expect("a resource's body").value;
+            assert!(config.windows(local.len()).any(|part| part == local), "a fallback: {resource:?}");
+        }
         let ack = DeltaDiscoveryRequest {
-            type_url: ecds,
+            type_url: resources::ecds_type(),
             response_nonce: response.nonce,
             ..DeltaDiscoveryRequest::default()
         };
         self.envoy.send(ack.encode_to_vec().into()).await;
-        took
+        response.resources.len()
     }
 }

@@ -66,7 +66,7 @@ async fn pull(layout: Layout) -> u64 {
     let mut filters = Filters::start(&world).await;
     let before = settled(filters.agent.process()).await;
     filters.agent.process().reset_peak();
-    filters.deliver(&registry.url("bench", "peak")).await;
+    filters.deliver(&[&registry.url("bench", "peak")]).await;
     filters.agent.process().memory("VmHWM").saturating_sub(before)
 }
 

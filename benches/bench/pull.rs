@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use futures_util::stream::{self, StreamExt as _};
 use http::Method;
 use http::header::{ACCEPT, HeaderValue};
 use tokio_util::task::TaskTracker;
@@ -27,14 +28,19 @@ use crate::support::world::{User, World};
 use crate::table::{Report, Samples};
 
 /// MiB, how it is packed, and rounds.
-const CASES: [(usize, Layout, usize); 4] = [
+const CASES: [(usize, Layout, usize); 5] = [
     (1, Layout::Artifact, 7),
     (8, Layout::Artifact, 11),
     (64, Layout::Artifact, 5),
     (8, Layout::OciImage, 5),
+    (8, Layout::ZstdImage, 5),
 ];
 /// The case that has a goal, which is skopeo's own time. Half of it is what we aim for.
 const GOAL: (usize, Layout) = (8, Layout::Artifact);
+/// Modules that are asked for at once, bytes of each, and how many skopeo runs at a time copy them.
+const MANY: usize = 50;
+const SMALL: usize = 64 << 10;
+const AT_A_TIME: usize = 8;
 const SECOND_REQUEST: Duration = Duration::from_millis(1);
 
 pub async fn bench(report: &mut Report) {
@@ -55,8 +61,8 @@ pub async fn bench(report: &mut Report) {
                 // What others wrote is not ours to make durable.
                 rustix::fs::sync();
                 took[way].push(match way {
-                    0 => pull.prefetch().await,
-                    1 => filters.deliver(&pull.url).await,
+                    0 => prefetch(&world, std::slice::from_ref(&pull)).await,
+                    1 => filters.deliver(&[&pull.url]).await,
                     2 => pull.skopeo().await,
                     _ => pull.curl().await,
                 });
@@ -71,7 +77,71 @@ pub async fn bench(report: &mut Report) {
         }
     }
     println!("  The modules: {MIX}. skopeo and curl do not sync what they write; curl verifies nothing.");
+    many(report, &world, &registry, &mut filters).await;
     second_request(report, &world, &registry, &mut filters).await;
+}
+
+/// Many small modules at once: by one command, by one response of the control plane to an agent, and by as
+/// many runs of skopeo, some at a time.
+async fn many(report: &mut Report, world: &World, registry: &Registry, filters: &mut Filters) {
+    const ROUNDS: usize = 5;
+    let columns = ["wasmferry prefetch", "a running agent", "skopeo copy, each"];
+    report.table(&format!("{MANY} modules of {} KiB at once", SMALL >> 10), &columns);
+    let mut module = module::module(SMALL);
+    let mut took: [Samples; 3] = Default::default();
+    for round in 0..ROUNDS {
+        let mut pulls = Vec::new();
+        for number in 0..MANY {
+            module::tag(&mut module, (round * MANY + number) as u64);
+            let tag = format!("many-{round}-{number}");
+            pulls.push(Pull::publish(world, registry, &tag, Layout::Artifact, &module).await);
+        }
+        for turn in 0..took.len() {
+            let way = (round + turn) % took.len();
+            rustix::fs::sync();
+            took[way].push(match way {
+                0 => prefetch(world, &pulls).await,
+                1 => {
+                    let urls: Vec<&str> = pulls.iter().map(|pull| pull.url.as_str()).collect();
+                    filters.deliver(&urls).await
+                }
+                _ => {
+                    let start = Instant::now();
+                    let copies = stream::iter(&pulls).map(Pull::skopeo).buffer_unordered(AT_A_TIME);
+                    copies.collect::<Vec<_>>().await;
+                    start.elapsed()
+                }
+            });
+        }
+    }
+    report.row("", &took);
+    let [prefetch, agent, skopeo] = &took;
+    let (by_prefetch, by_agent) = (prefetch.ratio(skopeo), agent.ratio(skopeo));
+    report.goal("prefetch to skopeo", format!("{by_prefetch:.2} times"), by_prefetch, 1.0, 1.0);
+    report.goal("agent to skopeo", format!("{by_agent:.2} times"), by_agent, 1.0, 1.0);
+}
+
+/// All of these by one command, into an empty store.
+async fn prefetch(world: &World, pulls: &[Pull<'_>]) -> Duration {
+    let cache = world.folder(&format!("prefetch-{}", pulls[0].tag), User::Agent, 0o711);
+    let args = ["prefetch", "--output", "json", "--cache-dir"].map(OsString::from);
+    let urls = pulls.iter().map(|pull| pull.url.clone().into());
+    let args = args.into_iter().chain([cache.clone().into()]).chain(urls);
+    let start = Instant::now();
+    let output = agent::wasmferry(world, args).await;
+    let took = start.elapsed();
+    let answers: Vec<serde_json::Value> = output
+        .stdout
+        .split(|byte| *byte == b'\n')
+        .filter(|line| !line.is_empty())
+        .map(|line| serde_json::from_slice(line).expect("a line of JSON"))
+        .collect();
+    assert_eq!(answers.len(), pulls.len(), "{output:?}");
+    for answer in answers {
+        assert_eq!((&answer["size"], &answer["cached"]), (&pulls[0].size.into(), &false.into()), "{answer}");
+    }
+    remove(&cache);
+    took
 }
 
 /// A module in the registry, and the ways to get it from there.
@@ -109,19 +179,6 @@ impl Pull<'_> {
         }
     }
 
-    async fn prefetch(&self) -> Duration {
-        let cache = self.world.folder(&format!("prefetch-{}", self.tag), User::Agent, 0o711);
-        let args = ["prefetch", "--output", "json", "--cache-dir"].map(OsString::from);
-        let args = args.into_iter().chain([cache.clone().into(), self.url.clone().into()]);
-        let start = Instant::now();
-        let output = agent::wasmferry(self.world, args).await;
-        let took = start.elapsed();
-        let answer: serde_json::Value = serde_json::from_slice(&output.stdout).expect("a line of JSON");
-        assert_eq!((&answer["size"], &answer["cached"]), (&self.size.into(), &false.into()), "{output:?}");
-        remove(&cache);
-        took
-    }
-
     async fn skopeo(&self) -> Duration {
         let folder = self.world.path().join(format!("skopeo-{}", self.tag));
         let source = self.url.replacen("oci:", "docker:", 1);
@@ -138,7 +195,7 @@ impl Pull<'_> {
 
     async fn run(&self, name: &str, args: &[&str], target: &Path) -> Duration {
         let program = Program {
-            name: name.into(),
+            name: format!("{name}-{}", self.tag),
             path: on_path(name),
             user: User::Tests,
             args: args.iter().map(OsString::from).collect(),
@@ -178,7 +235,7 @@ async fn second_request(report: &mut Report, world: &World, registry: &Registry,
     let resolver = resolver(directory);
     let request = || ModuleRequest::new(pull.url.parse().expect("a URL"));
     assert!(!resolver.resolve(request()).await.expect("a module").cached);
-    filters.deliver(&pull.url).await;
+    filters.deliver(&[&pull.url]).await;
     let (mut engine, mut agent) = (Samples::default(), Samples::default());
     for _ in 0..REQUESTS {
         let request = request();
@@ -186,7 +243,7 @@ async fn second_request(report: &mut Report, world: &World, registry: &Registry,
         let module = resolver.resolve(request).await.expect("a module");
         engine.push(start.elapsed());
         assert!(module.cached);
-        agent.push(filters.deliver(&pull.url).await);
+        agent.push(filters.deliver(&[&pull.url]).await);
     }
     report.row("", &[&engine, &agent]);
     let limit = SECOND_REQUEST.as_secs_f64();

@@ -15,7 +15,7 @@ use crate::support::ecds::Ecds;
 use crate::support::eventually;
 use crate::support::fixtures::{module, padded};
 use crate::support::pulls::{cache, digests, payloads, prefetch, wasm_plugin};
-use crate::support::registry::{Access, Layout, Registry, digest, tar_gz};
+use crate::support::registry::{Access, Layout, Registry, digest, tar, tar_gz};
 use crate::support::world::{User, World};
 
 const RAW: &str = "application/wasm";
@@ -53,17 +53,6 @@ fn flipped(bytes: &[u8], at: usize) -> Vec<u8> {
     let mut flipped = bytes.to_vec();
     flipped[at] ^= 1;
     flipped
-}
-
-/// Two files in a tar without compression: a damaged byte stays one damaged byte.
-fn tar(files: &[(&str, &[u8])]) -> Vec<u8> {
-    let mut tar = tar::Builder::new(Vec::new());
-    for (name, content) in files {
-        let mut header = tar::Header::new_gnu();
-        header.set_size(content.len() as u64);
-        tar.append_data(&mut header, name, *content).unwrap();
-    }
-    tar.into_inner().unwrap()
 }
 
 /// A tar whose plugin.wasm says that it is so large.
@@ -124,6 +113,7 @@ async fn sources(world: &World, open: &Registry, closed: &Registry, server: &Bad
         bad.push(Bad::new(url, "digest_mismatch", &["the layer", &promised, &digest(&sent)]));
     }
     // Behind the module, where a reader that stops at what it wants would not look.
+    // Without compression a damaged byte stays one damaged byte.
     let layer = tar(&[("plugin.wasm", &whole), ("licence", &[b'x'; 3000])]);
     let behind = layer.windows(100).position(|bytes| bytes == [b'x'; 100]).unwrap() + 2000;
     let sent = flipped(&layer, behind);

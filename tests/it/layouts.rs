@@ -9,7 +9,9 @@ use serde_json::{Value, json};
 use crate::support::agent::command;
 use crate::support::fixtures::module;
 use crate::support::pulls::prefetch;
-use crate::support::registry::{Access, DOCKER_MANIFEST, OCI_MANIFEST, Registry, digest, tar_gz};
+use crate::support::registry::{
+    Access, DOCKER_MANIFEST, OCI_MANIFEST, Registry, digest, tar, tar_gz, tar_zstd,
+};
 use crate::support::world::{User, World};
 
 const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
@@ -20,16 +22,6 @@ const OCI_ZSTD: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
 const OCI_TAR: &str = "application/vnd.oci.image.layer.v1.tar";
 const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
 const DOCKER_GZIP: &str = "application/vnd.docker.image.rootfs.diff.tar.gzip";
-
-fn tar(files: &[(&str, &[u8])]) -> Vec<u8> {
-    let mut tar = Vec::new();
-    std::io::Read::read_to_end(&mut flate2::read::GzDecoder::new(&*tar_gz(files)), &mut tar).unwrap();
-    tar
-}
-
-fn zstd(files: &[(&str, &[u8])]) -> Vec<u8> {
-    ::zstd::encode_all(&*tar(files), 3).unwrap()
-}
 
 /// Publishes an image of these layers, the lowest one first; gives its manifest.
 async fn publish(
@@ -67,16 +59,16 @@ async fn every_layout_brings_its_module() {
         ("docker", docker, vec![(DOCKER_GZIP, tar_gz(plugin))]),
         ("docker-layers", docker, vec![(DOCKER_GZIP, tar_gz(old)), (DOCKER_GZIP, tar_gz(plugin))]),
         ("gzip", oci, vec![(OCI_GZIP, tar_gz(deep))]),
-        ("zstd", oci, vec![(OCI_ZSTD, zstd(deep))]),
+        ("zstd", oci, vec![(OCI_ZSTD, tar_zstd(deep))]),
         ("plain", oci, vec![(OCI_TAR, tar(plugin))]),
-        ("below", oci, vec![(OCI_GZIP, tar_gz(old)), (OCI_ZSTD, zstd(deep)), (OCI_GZIP, other.clone())]),
+        ("below", oci, vec![(OCI_GZIP, tar_gz(old)), (OCI_ZSTD, tar_zstd(deep)), (OCI_GZIP, other.clone())]),
         (
             "whiteout",
             oci,
             vec![
                 (OCI_GZIP, tar_gz(plugin)),
                 (OCI_GZIP, tar_gz(&[("opt/plugin.wasm", b"\0asm")])),
-                (OCI_ZSTD, zstd(&[("opt/.wh..wh..opq", b"")])),
+                (OCI_ZSTD, tar_zstd(&[("opt/.wh..wh..opq", b"")])),
             ],
         ),
         (
@@ -163,7 +155,7 @@ async fn an_index_leads_to_its_one_image_for_wasm_and_by_any_of_its_digests() {
     let registry = Registry::start(&world, Access::Anonymous).await;
     let (filter, other) = (module("add-header-v1"), module("add-header-v2"));
     let image = async |name: &str, module: &[u8]| {
-        let layers = [(OCI_ZSTD, zstd(&[("plugin.wasm", module)]))];
+        let layers = [(OCI_ZSTD, tar_zstd(&[("plugin.wasm", module)]))];
         publish(&registry, name, (OCI_MANIFEST, OCI_CONFIG), &layers).await
     };
     let (good, bad) = (image("good", &filter).await, image("bad", &other).await);
@@ -227,7 +219,7 @@ async fn what_was_pushed_as_a_docker_image_comes_back() {
 
 /// An image layout of one image in two layers, whose `index.json` calls it `v1`.
 fn layout(filter: &[u8]) -> (Vec<(String, Vec<u8>)>, String) {
-    let layers = [tar_gz(&[("plugin.wasm", filter)]), zstd(&[("etc/x", b"y")])];
+    let layers = [tar_gz(&[("plugin.wasm", filter)]), tar_zstd(&[("etc/x", b"y")])];
     let described = [OCI_GZIP, OCI_ZSTD].iter().zip(&layers).map(
         |(media_type, layer)| json!({"mediaType": media_type, "digest": digest(layer), "size": layer.len()}),
     );

@@ -16,7 +16,7 @@ use crate::support::fixtures::{module, padded};
 use crate::support::gate::Gate;
 use crate::support::process::Program;
 use crate::support::pulls::{cache, digests, payloads, prefetch, wasm_plugin};
-use crate::support::registry::{Access, Layout, OCI_MANIFEST, Registry, digest, tar_gz};
+use crate::support::registry::{Access, Layout, OCI_MANIFEST, Registry, digest, tar, tar_gz};
 use crate::support::world::{User, World};
 use crate::support::{eventually, soon};
 
@@ -28,14 +28,6 @@ fn distinct(number: usize) -> Vec<u8> {
 fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut gzip = GzEncoder::new(Vec::new(), Compression::fast());
     gzip.write_all(bytes).and_then(|()| gzip.finish()).unwrap()
-}
-
-fn tar(name: &str, content: &[u8]) -> Vec<u8> {
-    let mut tar = tar::Builder::new(Vec::new());
-    let mut header = tar::Header::new_gnu();
-    header.set_size(content.len() as u64);
-    tar.append_data(&mut header, name, content).unwrap();
-    tar.into_inner().unwrap()
 }
 
 #[tokio::test]
@@ -91,7 +83,7 @@ async fn every_kind_of_source_ends_as_a_module_under_the_digest_of_its_own_bytes
     let packs: [(&str, Pack); 4] = [
         ("/module.wasm", |module| module.to_vec()),
         ("/module.wasm.gz", gzip),
-        ("/module.tar", |module| tar("a/filter.wasm", module)),
+        ("/module.tar", |module| tar(&[("a/filter.wasm", module)])),
         ("/module.tgz", |module| tar_gz(&[("readme", b"one of ours"), ("plugin.wasm", module)])),
     ];
     for (path, pack) in packs {

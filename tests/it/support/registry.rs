@@ -211,6 +211,7 @@ impl Registry {
         let layer = match layout {
             Layout::Artifact => module.to_vec(),
             Layout::OciImage | Layout::DockerImage => tar_gz(&[("plugin.wasm", module)]),
+            Layout::ZstdImage => tar_zstd(&[("plugin.wasm", module)]),
         };
         let layer = self.publish_blob(repository, layer_type, &layer).await;
         let manifest = json!({
@@ -241,10 +242,12 @@ pub enum Layout {
     OciImage,
     /// The same as a Docker image, schema 2.
     DockerImage,
+    /// An OCI image of one tar+zstd layer.
+    ZstdImage,
 }
 
 impl Layout {
-    pub const ALL: [Layout; 3] = [Layout::Artifact, Layout::OciImage, Layout::DockerImage];
+    pub const ALL: [Layout; 4] = [Layout::Artifact, Layout::OciImage, Layout::DockerImage, Layout::ZstdImage];
 
     /// Of the manifest, the config and the layer.
     fn media_types(self) -> (&'static str, &'static str, &'static str) {
@@ -255,6 +258,11 @@ impl Layout {
                 "application/vnd.oci.image.config.v1+json",
                 "application/vnd.oci.image.layer.v1.tar+gzip",
             ),
+            Layout::ZstdImage => (
+                OCI_MANIFEST,
+                "application/vnd.oci.image.config.v1+json",
+                "application/vnd.oci.image.layer.v1.tar+zstd",
+            ),
             Layout::DockerImage => (
                 DOCKER_MANIFEST,
                 "application/vnd.docker.container.image.v1+json",
@@ -264,8 +272,8 @@ impl Layout {
     }
 }
 
-/// A tar of these files, in gzip.
-pub fn tar_gz(files: &[(&str, &[u8])]) -> Vec<u8> {
+/// A tar of these files.
+pub fn tar(files: &[(&str, &[u8])]) -> Vec<u8> {
     let mut tar = tar::Builder::new(Vec::new());
     for (name, content) in files {
         let mut header = tar::Header::new_gnu();
@@ -273,9 +281,18 @@ pub fn tar_gz(files: &[(&str, &[u8])]) -> Vec<u8> {
         header.set_mode(0o644);
         tar.append_data(&mut header, name, *content).expect("a tar in memory");
     }
-    let tar = tar.into_inner().expect("a tar in memory");
+    tar.into_inner().expect("a tar in memory")
+}
+
+/// The same in gzip.
+pub fn tar_gz(files: &[(&str, &[u8])]) -> Vec<u8> {
     let mut gzip = GzEncoder::new(Vec::new(), Compression::fast());
-    gzip.write_all(&tar).and_then(|()| gzip.finish()).expect("a gzip in memory")
+    gzip.write_all(&tar(files)).and_then(|()| gzip.finish()).expect("a gzip in memory")
+}
+
+/// The same in zstd.
+pub fn tar_zstd(files: &[(&str, &[u8])]) -> Vec<u8> {
+    zstd::encode_all(&*tar(files), 3).expect("a zstd in memory")
 }
 
 /// A docker config JSON with one registry.
