@@ -184,7 +184,7 @@ async fn a_public_server_leads_nobody_inward_on_any_way_and_a_private_one_and_th
         "[::ffff:127.0.0.1]",
         "[::ffff:0:10.0.0.9]",
         "[64:ff9b::10.0.0.9]",
-        "[64:ff9b:1::1]",
+        "[64:ff9b:1::1.1.1.1]",
         "inner.example",
     ] {
         assert_eq!(go(Way::Named, PUBLIC, host, names()).await, (Ok(()), true), "{host}");

@@ -156,7 +156,7 @@ async fn challenges_in_every_spelling_are_met() {
     for challenges in [
         vec![format!(r#"Bearer realm="{realm}",service="s",scope="repository:x:push""#)],
         vec![format!(r#"BEARER REALM="{realm}",SERVICE=s,Scope=x"#)],
-        vec![format!(r#"bearer   service=s , realm="{realm}""#)],
+        vec![format!(r#"bearer service=s, realm="{realm}""#)],
         vec![format!(r#"Digest realm="x", nonce="a,b=c", Bearer realm="{realm}", service="s""#)],
         vec!["Negotiate".to_owned(), format!(r#"Bearer realm="{realm}",service="s""#)],
         vec![format!(r#"Basic realm="x", Bearer service="\s",realm="{realm}",realm="http://evil.example""#)],
