@@ -35,8 +35,10 @@ const BLOCKED: &[(IpNet, &str)] = &[
     (v6(0xfe80 << 112, 10), LINK_LOCAL),
     (v4(100, 100, 100, 200, 32), METADATA),           // Alibaba Cloud
     (v4(168, 63, 129, 16, 32), METADATA),             // Azure's wire server
+    (v4(192, 0, 0, 192, 32), METADATA),               // Oracle Cloud, classic
     (v6(0xfd00_0ec2 << 96, 32), METADATA),            // AWS
     (v6((0xfd20_00ce << 96) | 0x254, 128), METADATA), // Google Cloud
+    (v6((0xfd00_0042 << 96) | 0x42, 128), METADATA),  // Scaleway
     (v4(0, 0, 0, 0, 8), UNSPECIFIED),
     (v6(0, 128), UNSPECIFIED),
     (v4(224, 0, 0, 0, 4), MANY),
@@ -50,9 +52,14 @@ const INNER: &[IpNet] = &[
     v4(172, 16, 0, 0, 12),
     v4(192, 168, 0, 0, 16),
     v4(100, 64, 0, 0, 10),
+    // For benchmarks, and reserved: some give them to their pods.
+    v4(198, 18, 0, 0, 15),
+    v4(240, 0, 0, 0, 4),
     v6(1, 128),
     v6(0xfc << 120, 7),
     v6(0xfec0 << 112, 10),
+    // A network's own NAT64 (RFC 8215): what it leads to, only that network knows.
+    v6(0x0064_ff9b_0001 << 80, 48),
 ];
 
 /// The built-in rules and the configured ones.
@@ -89,7 +96,8 @@ impl AddressPolicy {
 }
 
 /// The IPv4 address that an IPv6 one stands for: mapped (RFC 4291), compatible (the same, obsolete),
-/// NAT64 (RFC 6052) and 6to4 (RFC 3056).
+/// translated (RFC 2765, obsolete), NAT64 (RFC 6052, and with a network's own prefix of RFC 8215) and 6to4
+/// (RFC 3056).
 fn embedded(address: IpAddr) -> Option<IpAddr> {
     let IpAddr::V6(address) = address else { return None };
     if address.is_loopback() || address.is_unspecified() {
@@ -97,7 +105,9 @@ fn embedded(address: IpAddr) -> Option<IpAddr> {
     }
     let low = |shift: u32| Some(IpAddr::V4(Ipv4Addr::from_bits((address.to_bits() >> shift) as u32)));
     match address.segments() {
-        [0, 0, 0, 0, 0, 0 | 0xffff, _, _] | [0x64, 0xff9b, 0, 0, 0, 0, _, _] => low(0),
+        [0, 0, 0, 0, 0, 0 | 0xffff, _, _]
+        | [0, 0, 0, 0, 0xffff, 0, _, _]
+        | [0x64, 0xff9b, 0 | 1, 0, 0, 0, _, _] => low(0),
         [0x2002, ..] => low(80),
         _ => None,
     }
@@ -118,11 +128,15 @@ mod tests {
             "::ffff:169.254.169.254",
             "::169.254.169.254",
             "64:ff9b::169.254.169.254",
+            "64:ff9b:1::169.254.169.254",
+            "::ffff:0:169.254.169.254",
             "2002:a9fe:a9fe::1",
             "fe80::1",
             "febf::1",
             "100.100.100.200",
             "168.63.129.16",
+            "192.0.0.192",
+            "fd00:42::42",
             "fd00:ec2::254",
             "fd20:ce::254",
             "0.0.0.0",
@@ -152,14 +166,28 @@ mod tests {
             "172.31.0.1",
             "192.168.0.1",
             "100.64.0.1",
+            "198.19.255.1",
+            "240.0.0.1",
             "fd12::1",
+            "64:ff9b:1::1.1.1.1",
+            "64:ff9b:1:a9fe:a9:fe00::",
             "64:ff9b::10.0.0.1",
         ] {
             assert_eq!(check(address, None), Ok(Reach::Inner), "{address}");
             assert_eq!(check(address, Some(Reach::Inner)), Ok(Reach::Inner), "{address}");
             assert_eq!(check(address, Some(Reach::Public)), Err(INWARD), "{address}");
         }
-        for address in ["203.0.113.1", "172.32.0.1", "100.128.0.1", "2001:db8::1", "169.253.1.1", "1.1.1.1"] {
+        for address in [
+            "203.0.113.1",
+            "198.20.0.1",
+            "192.0.0.1",
+            "64:ff9b::1.1.1.1",
+            "172.32.0.1",
+            "100.128.0.1",
+            "2001:db8::1",
+            "169.253.1.1",
+            "1.1.1.1",
+        ] {
             for from in [None, Some(Reach::Inner), Some(Reach::Public)] {
                 assert_eq!(check(address, from), Ok(Reach::Public), "{address}");
             }

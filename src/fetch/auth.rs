@@ -25,6 +25,8 @@ use crate::secret::Secret;
 
 const MAX_TOKEN_BODY: u64 = 64 * 1024;
 const MAX_TOKENS: usize = 1024;
+/// A longer one no server would take, and many of them would be kept.
+const MAX_TOKEN: usize = 16 * 1024;
 /// How long a token is good for where its server does not say (distribution, token.md).
 const DEFAULT_LIFETIME: Duration = Duration::from_secs(60);
 /// A token is not believed to live longer than this, whatever its server says.
@@ -170,6 +172,9 @@ impl Tokens {
             serde_json::from_slice(&body).map_err(|_| refused("its answer is not understood"))?;
         let token = answer.token.or(answer.access_token);
         let token = token.ok_or_else(|| refused("there is none in its answer"))?;
+        if token.expose().len() > MAX_TOKEN {
+            return Err(refused("it is too long"));
+        }
         let header = bearer(token.expose(), asker).map_err(|_| refused("it cannot be sent in a header"))?;
         let lifetime = answer.expires_in.map_or(DEFAULT_LIFETIME, Duration::from_secs).min(MAX_LIFETIME);
         // Where nobody else holds it any more.
@@ -209,10 +214,11 @@ impl Key {
     }
 }
 
-/// Asks for the right to pull this repository and for nothing more, whatever scope the challenge names.
+/// Asks for the right to pull this repository and for nothing more, whatever scope the challenge or its
+/// realm names.
 fn token_request(asker: &Asker<'_>, realm: Url, service: Option<&str>) -> Result<Request, FetchError> {
     let scope = format!("repository:{}:pull", asker.repository);
-    let mut request = Request { from: Some(asker.reach), ..Request::get(realm) };
+    let mut request = Request { from: Some(asker.reach), ..Request::get(without_scope(realm)) };
     if let Some(Login::Identity(token)) = asker.login {
         let mut form = form_urlencoded::Serializer::new(String::new());
         form.append_pair("grant_type", "refresh_token");
@@ -238,6 +244,15 @@ fn token_request(asker: &Asker<'_>, realm: Url, service: Option<&str>) -> Result
         request.authorization = Some(sensitive(format!("Basic {}", *basic(user, password)), asker)?);
     }
     Ok(request)
+}
+
+fn without_scope(mut realm: Url) -> Url {
+    let pairs = realm.query_pairs().into_owned();
+    let (scopes, others): (Vec<_>, Vec<_>) = pairs.partition(|(key, _)| key == "scope");
+    if !scopes.is_empty() {
+        realm.query_pairs_mut().clear().extend_pairs(others);
+    }
+    realm
 }
 
 fn bearer(token: &str, asker: &Asker<'_>) -> Result<HeaderValue, FetchError> {

@@ -29,6 +29,9 @@ use crate::clock::Clock;
 
 pub(super) const USER_AGENT: &str = concat!("wasmferry/", env!("CARGO_PKG_VERSION"));
 
+/// The longest host with its port, in bytes: a name has 253 at most, and perhaps a dot at its end.
+pub(super) const MAX_HOST: usize = 260;
+
 /// How long one address is tried before the next one is tried beside it (RFC 8305, 5).
 const STAGGER: Duration = Duration::from_millis(250);
 
@@ -86,9 +89,13 @@ impl Dialer {
         let (Some(host), Some(port)) = (url.host(), url.port_or_known_default()) else {
             return Err(FetchError::Unsupported { what: "a URL".into(), reason: "it has no host".into() });
         };
+        let name = host.to_string();
+        if name.len() > MAX_HOST {
+            let reason = "its host is longer than a name can be".to_owned();
+            return Err(FetchError::Unsupported { what: "a URL".into(), reason });
+        }
         let step = dial.connect_timeout.unwrap_or(self.connect_timeout).min(self.connect_timeout);
         let limit = Limit { deadline: dial.deadline, step };
-        let name = host.to_string();
         let (stream, reach) = match self.proxies.of(url) {
             None => {
                 let addresses = self.addresses(&host, dial.from, limit).await?;

@@ -18,7 +18,7 @@ use tokio_util::task::AbortOnDropHandle;
 use url::{Position, Url};
 
 use super::address::Reach;
-use super::dial::{Dial, Dialer, Stream, USER_AGENT};
+use super::dial::{Dial, Dialer, MAX_HOST, Stream, USER_AGENT};
 use super::error::FetchError;
 use super::hosts::Access;
 use super::proxy::Proxy;
@@ -83,6 +83,8 @@ pub(super) struct Request {
     pub(super) body: Bytes,
     /// Where the server lies that named this URL; none where the user did.
     pub(super) from: Option<Reach>,
+    /// Another origin led here: nothing that says who we are goes along any more.
+    pub(super) led: bool,
 }
 
 impl Request {
@@ -100,6 +102,7 @@ impl Request {
             authorization: None,
             body: Bytes::new(),
             from: None,
+            led: false,
         }
     }
 }
@@ -116,7 +119,8 @@ impl Session {
 
     /// Sends the request, follows redirects, and returns once the final answer's head is there.
     ///
-    /// `Authorization` goes to the URL's own origin alone. A redirect from https to http, one with a
+    /// `Authorization` and configured headers go to the URL's own origin alone, and not there either once
+    /// another one has led back to it. A redirect from https to http, one with a
     /// user name, and any redirect of a POST are refused.
     pub(super) async fn send(
         &mut self,
@@ -128,6 +132,7 @@ impl Session {
             let Some(target) = redirect(&request, &response)? else { return Ok(response) };
             if target.origin() != request.url.origin() {
                 request.authorization = None;
+                request.led = true;
             }
             request.from = Some(response.connection.reach);
             request.url = target;
@@ -175,7 +180,8 @@ impl Session {
         deadline: Instant,
     ) -> Result<Response, FetchError> {
         let client = &self.client;
-        let own = (request.url.origin() == self.peer.origin).then_some(&self.peer.access.headers);
+        let is_own = !request.led && request.url.origin() == self.peer.origin;
+        let own = is_own.then_some(&self.peer.access.headers);
         let message = message(request, own, connection.proxy.as_ref())?;
         let exchange = async {
             connection.sender.ready().await?;
@@ -345,7 +351,7 @@ fn redirect(request: &Request, response: &Response) -> Result<Option<Url>, Fetch
     Ok(Some(target))
 }
 
-/// Host and port, for messages.
+/// Host and port, for messages; of one that is longer than hosts can be, the beginning.
 pub(super) fn host(url: &Url) -> String {
-    url[Position::BeforeHost..Position::AfterPort].to_owned()
+    url[Position::BeforeHost..Position::AfterPort].chars().take(MAX_HOST).collect()
 }

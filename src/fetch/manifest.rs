@@ -3,6 +3,7 @@
 //! Image specification 1.1, Docker manifest v2 schema 2, and the Wasm layouts in use: Solo's
 //! (compat images and two-layer artifacts), wasm-to-oci's, the CNCF's, and Higress's plugins.
 
+use std::collections::HashSet;
 use std::fmt::Write as _;
 
 use serde::Deserialize;
@@ -203,12 +204,9 @@ impl Index {
     /// The manifest to use: that for Wasm, else that for Linux on this architecture, else the only one
     /// there is. Attestations do not count.
     pub(super) fn choose(&self, architecture: &str) -> Result<Child, Refusal> {
-        let mut candidates: Vec<&Descriptor> = Vec::new();
-        for manifest in self.manifests.iter().filter(|manifest| manifest.is_image()) {
-            if !candidates.iter().any(|seen| seen.digest == manifest.digest) {
-                candidates.push(manifest);
-            }
-        }
+        let mut seen = HashSet::new();
+        let images = self.manifests.iter().filter(|manifest| manifest.is_image());
+        let candidates: Vec<_> = images.filter(|manifest| seen.insert(manifest.digest.as_str())).collect();
         let pick = |wanted: &dyn Fn(&Platform) -> bool| -> Vec<&Descriptor> {
             let fits = |manifest: &&Descriptor| manifest.platform.as_ref().is_some_and(wanted);
             candidates.iter().copied().filter(fits).collect()

@@ -19,6 +19,9 @@ use crate::secret::Secret;
 /// Hub's name to docker and to its helpers.
 const HUB: &str = "https://index.docker.io/v1/";
 
+/// How many logins for one image there may be: each is tried, and may be refused.
+const MAX_LOGINS: usize = 64;
+
 /// What a text of either form says.
 #[derive(Deserialize, Default)]
 pub(in crate::fetch) struct DockerConfig {
@@ -71,9 +74,13 @@ impl DockerConfig {
         for entry in matching(entries, image) {
             // An empty entry only says that a credential helper holds the password.
             let Some(login) = entry.login()? else { continue };
-            if !logins.contains(&login) {
-                logins.push(login);
+            if logins.contains(&login) {
+                continue;
             }
+            if logins.len() == MAX_LOGINS {
+                return Err("it has too many different logins for one image");
+            }
+            logins.push(login);
         }
         Ok(logins)
     }
@@ -188,6 +195,16 @@ mod tests {
     fn all_matches_are_tried_the_most_specific_first() {
         let keys = ["*.io", "r.io", "r.io/a", "r.io/a/b", "s.io"];
         assert_eq!(users(&keys, "r.io/a/b:v1"), ["r.io/a/b", "r.io/a", "r.io", "*.io"]);
+    }
+
+    #[test]
+    fn nobody_has_us_try_thousands_of_logins() {
+        let entries = |count: usize| -> String {
+            let entry = |n: usize| format!(r#""{}r.io":{{"username":"u{n}","password":"p"}}"#, "*".repeat(n));
+            format!("{{{}}}", (0..count).map(entry).collect::<Vec<_>>().join(","))
+        };
+        assert_eq!(parsed(&entries(MAX_LOGINS), "r.io/a:v1").unwrap().len(), MAX_LOGINS);
+        assert!(parsed(&entries(MAX_LOGINS + 1), "r.io/a:v1").unwrap_err().contains("too many"));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 mod auth;
 mod bodies;
 mod guard;
+mod hostile;
 mod mirrors;
 mod proxies;
 mod resume;

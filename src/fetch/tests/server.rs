@@ -45,6 +45,9 @@ pub(super) enum Fault {
     EndlessHead,
     /// Silence instead of an answer.
     Mute,
+    /// The body stands for the whole answer, head and all; what follows its first so many bytes comes
+    /// again and again.
+    Raw(usize),
 }
 
 #[derive(Debug, Clone)]
@@ -185,6 +188,13 @@ async fn write_reply<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, reply: R
     let Reply { status, headers, body, fault } = reply;
     if fault == Fault::Mute {
         return silence(stream).await;
+    }
+    if let Fault::Raw(from) = fault {
+        stream.write_all(&body[..from]).await.ok()?;
+        let again = body[from..].repeat(4096 / (body.len() - from) + 1);
+        loop {
+            stream.write_all(&again).await.ok()?;
+        }
     }
     let mut head = format!("HTTP/1.1 {status} x\r\n");
     for (name, value) in &headers {
