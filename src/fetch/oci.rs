@@ -21,6 +21,7 @@ use super::hosts::{self, Doubt, Endpoint};
 use super::http::{Peer, Request, Response, Session};
 use super::manifest::{self, Child, Image, Layer, Manifest, Refusal};
 use super::realm;
+use super::retry::Tries;
 use crate::causes::with_causes;
 use crate::digest::{BlobDigest, SourceDigest};
 use crate::wasm::Packaging;
@@ -159,24 +160,40 @@ impl Asking<'_> {
         }
     }
 
-    /// Asks one host after the other until one has an answer. Where none has, the last one's reason is
-    /// told, which is the registry's own.
+    /// Asks one host after the other until one has an answer. Where none has, the last one's reason
+    /// counts, which is the registry's own: if that may pass, those of whom this is true are asked again.
     async fn ask_each(
         &self,
         hosts: &[Arc<Endpoint>],
         question: Question<'_>,
     ) -> Result<(Answer, Repository), FetchError> {
-        let mut left = hosts.len();
-        for host in hosts {
-            left -= 1;
-            match self.ask(host, question).await {
-                Err(error) if left > 0 && self.shared.clock.now() < self.deadline => {
-                    told(self.reference, &host.host(), &error);
+        let mut tries = Tries::new(self.shared, self.deadline);
+        let mut hosts = hosts.to_vec();
+        loop {
+            let mut failed = Vec::new();
+            let mut reason = self.unsupported("no host may be asked for it".to_owned());
+            let mut left = hosts.len();
+            for host in hosts {
+                left -= 1;
+                reason = match self.ask(&host, question).await {
+                    Ok(answer) => return Ok(answer),
+                    Err(error) => error,
+                };
+                if left > 0 && self.shared.clock.now() < self.deadline {
+                    told(self.reference, &host.host(), &reason);
                 }
-                outcome => return outcome,
+                if reason.may_pass_soon() {
+                    failed.push(host);
+                }
+                if self.shared.clock.now() >= self.deadline {
+                    break;
+                }
             }
+            if !tries.again(self.shared, &reason).await {
+                return Err(reason);
+            }
+            hosts = failed;
         }
-        Err(self.unsupported("no host may be asked for it".to_owned()))
     }
 
     /// Asks one host, with each login that is let in nowhere before.
@@ -210,6 +227,7 @@ impl Asking<'_> {
             shared: self.shared.clone(),
             reference: self.reference.clone(),
             ways: ways.collect(),
+            failed: VecDeque::new(),
             doubt: Arc::new(Doubt::new(self.shared.doubts.clone(), layer.digest)),
             layer: layer.digest,
         }
@@ -231,13 +249,28 @@ pub(super) struct Others {
     shared: Arc<Shared>,
     reference: Reference,
     ways: VecDeque<(Arc<Endpoint>, Option<Login>)>,
+    /// Those that were asked, and may have it a little later.
+    failed: VecDeque<(Arc<Endpoint>, Option<Login>)>,
     doubt: Arc<Doubt>,
     layer: BlobDigest,
 }
 
 impl Others {
-    /// The next one, which is not asked for the same again.
-    pub(super) fn next(&mut self, because: &FetchError) -> Option<Repository> {
+    /// The next one after `asked`, which has failed.
+    pub(super) fn next(&mut self, asked: &Repository, because: &FetchError) -> Option<Repository> {
+        if because.may_pass_soon() {
+            self.failed.push_back((asked.endpoint.clone(), asked.login.clone()));
+        }
+        self.untried(because)
+    }
+
+    /// The first of those that may have it by now.
+    pub(super) fn anew(&mut self, because: &FetchError) -> Option<Repository> {
+        self.ways = std::mem::take(&mut self.failed);
+        self.untried(because)
+    }
+
+    fn untried(&mut self, because: &FetchError) -> Option<Repository> {
         while let Some((host, login)) = self.ways.pop_front() {
             if self.shared.doubts.holds(&host, &self.layer) && !self.ways.is_empty() {
                 continue;
@@ -266,6 +299,7 @@ impl Others {
             shared: self.shared.clone(),
             reference: self.reference.clone(),
             ways: self.ways.clone(),
+            failed: self.failed.clone(),
             doubt: Arc::new(Doubt::new(self.shared.doubts.clone(), self.layer)),
             layer: self.layer,
         }
@@ -281,7 +315,7 @@ impl Found {
         let promise = Promise::Blob { digest: layer.digest, size, manifest };
         let known = FetchError::Changed { what: what.clone() };
         if repository.shared.doubts.holds(&repository.endpoint, &layer.digest)
-            && let Some(next) = others.next(&known)
+            && let Some(next) = others.next(&repository, &known)
         {
             repository = next;
         } else {

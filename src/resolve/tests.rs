@@ -232,7 +232,14 @@ fn resolver(folder: &TempDir, clock: &ManualClock, concurrency: usize, tracker: 
         budgets: Budgets::default(),
         allow_if_seen: true,
     };
-    Resolver::new(store, config, concurrency, clock, Metrics::new().0, tracker.clone())
+    Resolver::new(
+        store,
+        config,
+        Places::new(concurrency, concurrency * 2),
+        clock,
+        Metrics::new().0,
+        tracker.clone(),
+    )
 }
 
 fn payload(outcome: &Outcome) -> PayloadDigest {

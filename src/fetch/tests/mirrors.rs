@@ -9,7 +9,7 @@ use tokio_rustls::TlsAcceptor;
 use super::*;
 
 /// The origin and a mirror of it, and the net in which `r.test` is the one and `m.test` the other.
-fn net(origin: &Server, mirrors: &[&Server]) -> Net {
+pub(super) fn net(origin: &Server, mirrors: &[&Server]) -> Net {
     let mirror = |server: &&Server| Mirror {
         url: Url::parse(&server.url("")).unwrap(),
         credentials: false,
@@ -24,11 +24,11 @@ fn net(origin: &Server, mirrors: &[&Server]) -> Net {
     Net::default().name("r.test", &["127.0.0.1"]).config(|config| _ = config.registries.insert(name, entry))
 }
 
-fn url(origin: &Server) -> String {
+pub(super) fn url(origin: &Server) -> String {
     format!("oci://r.test:{}/a/b:v1", origin.address.port())
 }
 
-async fn bytes(net: Net, origin: &Server) -> Vec<u8> {
+pub(super) async fn bytes(net: Net, origin: &Server) -> Vec<u8> {
     fetch(&net.build(), &request(&url(origin))).await.unwrap().bytes
 }
 
