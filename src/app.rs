@@ -12,10 +12,10 @@ use tokio_util::task::TaskTracker;
 use crate::admin::{self, Face, Readiness, Shown};
 use crate::clock::Clock;
 use crate::config::{self, Config, ConfigError, Fallback};
-use crate::fetch::{CredentialSource, FetchConfig, Fetcher, FileAccess, provider_problems};
+use crate::fetch::{CredentialSource, FetchConfig, Fetcher, FileAccess, Retries, provider_problems};
 use crate::listen::{BindError, Bound, ListenAddress, SocketAccess, bind};
 use crate::metrics::{Metrics, ReasonLabel, ServingLabel, result};
-use crate::resolve::{ResolveConfig, Resolver};
+use crate::resolve::{Places, ResolveConfig, Resolver};
 use crate::store::{COLLECTED, Limits, MinFree, Store, StoreConfig, StoreError};
 use crate::upkeep;
 use crate::upstream::Upstream;
@@ -68,8 +68,15 @@ pub struct App {
 }
 
 /// The fetcher, limits and budgets that a configuration asks for. `files` is what `file://` may
-/// read: a resource less than the operator.
-pub fn resolve_config(config: &Config, files: FileAccess, clock: &Clock, metrics: &Metrics) -> ResolveConfig {
+/// read: a resource less than the operator. For so long after a question it is asked `again`: an agent
+/// tries anew later, and has a fallback to send meanwhile.
+pub fn resolve_config(
+    config: &Config,
+    files: FileAccess,
+    again: Duration,
+    clock: &Clock,
+    metrics: &Metrics,
+) -> ResolveConfig {
     let providers = config.credential_providers.clone();
     let fetch = FetchConfig {
         files,
@@ -79,6 +86,8 @@ pub fn resolve_config(config: &Config, files: FileAccess, clock: &Clock, metrics
         max_module_bytes: config.cache.max_module_bytes,
         timeout: config.fetch.timeout,
         progress_timeout: config.fetch.progress_timeout,
+        min_rate: config.fetch.min_rate,
+        retries: Retries { most: config.fetch.retries, within: again },
         blocked_cidrs: config.blocked_cidrs.clone(),
         realms: config.realms.clone(),
         credentials: config.credentials.iter().cloned().chain(providers).collect(),
@@ -95,6 +104,11 @@ pub fn resolve_config(config: &Config, files: FileAccess, clock: &Clock, metrics
         budgets: budgets(&config.wasm),
         allow_if_seen: config.cache.proof.when_registry_is_down == config::WhenDown::AllowIfSeen,
     }
+}
+
+/// How many downloads run at once.
+pub fn places(config: &Config) -> Places {
+    Places::new(config.fetch.concurrency, config.fetch.downloads)
 }
 
 /// What the store may hold, and for how long.
@@ -186,8 +200,8 @@ impl App {
         let files = FileAccess::Below(config.sources.file.clone());
         let resolver = Resolver::new(
             store.clone(),
-            resolve_config(&config, files, &clock, &metrics),
-            config.fetch.concurrency,
+            resolve_config(&config, files, config.fetch.hold, &clock, &metrics),
+            places(&config),
             clock.clone(),
             metrics.clone(),
             tracker.clone(),
@@ -310,7 +324,8 @@ impl App {
             tracing::warn!(keys = changes.restart.join(", "), "these changes wait for a restart");
         }
         let files = FileAccess::Below(config.sources.file.clone());
-        let fetching = resolve_config(&config, files, &self.clock, &self.shared.metrics);
+        let again = config.fetch.hold;
+        let fetching = resolve_config(&config, files, again, &self.clock, &self.shared.metrics);
         self.shared.resolver.reconfigure(fetching);
         warn_of_providers(&config).await;
         self.relay.send_replace(relay_settings(&config));

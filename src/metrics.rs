@@ -66,6 +66,8 @@ pub struct Metrics {
     pub fetch_resumes: Family<ResultLabel, Counter>,
     /// Bytes that did not have to come again for it.
     pub fetch_saved_bytes: Counter,
+    /// What was asked again within a fetch, by the label of the error because of which.
+    pub fetch_retries: Family<ReasonLabel, Counter>,
     pub fetch_seconds: Histogram,
     /// Module bytes that were fetched.
     pub fetched_bytes: Counter,
@@ -116,6 +118,7 @@ impl Metrics {
             fetch_waits: Family::default(),
             fetch_resumes: Family::default(),
             fetch_saved_bytes: Counter::default(),
+            fetch_retries: Family::default(),
             fetch_seconds: Histogram::new(exponential_buckets(0.005, 2.0, 15)),
             fetched_bytes: Counter::default(),
             store_modules: Gauge::default(),
@@ -172,6 +175,7 @@ impl Metrics {
             Unit::Bytes,
             m.fetch_saved_bytes.clone(),
         );
+        registry.register("fetch_retries", "What was asked again within a fetch", m.fetch_retries.clone());
         registry.register_with_unit(
             "fetch_duration",
             "From the first request to the module in the store",

@@ -9,7 +9,7 @@ use futures_util::stream::{self, StreamExt as _};
 use http::Method;
 use http::header::{ACCEPT, HeaderValue};
 use tokio_util::task::TaskTracker;
-use wasmferry::app::resolve_config;
+use wasmferry::app::{places, resolve_config};
 use wasmferry::clock::Clock;
 use wasmferry::config::{Environment, Loader, Overrides};
 use wasmferry::fetch::FileAccess;
@@ -257,6 +257,6 @@ fn resolver(directory: PathBuf) -> Resolver {
     let config = Loader::new(None, &Environment::default(), overrides).load().expect("the defaults");
     let store = Store::open(&StoreConfig { directory }, clock.clone()).expect("a store");
     let (metrics, _registry) = Metrics::new();
-    let engine = resolve_config(&config, FileAccess::Any, &clock, &metrics);
-    Resolver::new(store, engine, config.fetch.concurrency, clock, metrics, TaskTracker::new())
+    let engine = resolve_config(&config, FileAccess::Any, config.fetch.timeout, &clock, &metrics);
+    Resolver::new(store, engine, places(&config), clock, metrics, TaskTracker::new())
 }

@@ -88,7 +88,8 @@ pub struct PrefetchArgs {
     /// What to print on standard output
     #[arg(long, value_enum, default_value_t)]
     pub output: Output,
-    /// Downloads at once [default: fetch.concurrency, else 4]
+    /// Downloads at once, be it from one server [default: fetch.downloads, of these fetch.concurrency from
+    /// one server]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=64))]
     pub concurrency: Option<u8>,
     /// Module URLs (oci://, http://, https://, file://; without a scheme: oci), or files of WasmPlugin

@@ -8,13 +8,12 @@ use std::time::Duration;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use serde_json::json;
-use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::task::TaskTracker;
 
 use super::CliError;
 use super::args::{Output, PrefetchArgs};
-use crate::app::{resolve_config, store_limits};
+use crate::app::{places, resolve_config, store_limits};
 use crate::clock::Clock;
 use crate::config::{Config, Environment};
 use crate::fetch::{FileAccess, NodeCredential};
@@ -94,22 +93,19 @@ async fn fetch_all(wanted: Vec<Wanted>, config: &Config, args: &PrefetchArgs) ->
     let tracker = TaskTracker::new();
     let resolver = Resolver::new(
         store.clone(),
-        // Whoever types a command may read what they name.
-        resolve_config(config, FileAccess::Any, &clock, &metrics),
-        config.fetch.concurrency,
+        // Whoever types a command may read what they name, and has nobody who tries again later.
+        resolve_config(config, FileAccess::Any, config.fetch.timeout, &clock, &metrics),
+        places(config),
         clock.clone(),
         metrics,
         tracker.clone(),
     );
     let bars = Bars::new(output == Output::Text && io::stderr().is_terminal());
-    // Of all servers together: how many those are is the user's choice.
-    let places = Arc::new(Semaphore::new(config.fetch.concurrency));
     let mut fetches = JoinSet::new();
     for Wanted { url, request } in wanted {
-        let (resolver, clock, places) = (resolver.clone(), clock.clone(), places.clone());
+        let (resolver, clock) = (resolver.clone(), clock.clone());
         let bar = bars.add(&request.url);
         fetches.spawn(async move {
-            let _place = places.acquire().await;
             let progress = Arc::new(Progress::default());
             let mut fetch = std::pin::pin!(resolver.resolve_watched(request, progress.clone()));
             let outcome = loop {

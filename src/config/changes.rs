@@ -32,8 +32,11 @@ impl Config {
                 Fetch {
                     timeout,
                     progress_timeout,
+                    min_rate,
+                    retries,
                     credential_timeout,
                     concurrency,
+                    downloads,
                     hold,
                     fallback,
                     nack_fetch_failures,
@@ -69,6 +72,8 @@ impl Config {
             ("cache.proof", *proof != old.cache.proof),
             ("fetch.timeout", *timeout != old.fetch.timeout),
             ("fetch.progress_timeout", *progress_timeout != old.fetch.progress_timeout),
+            ("fetch.min_rate", *min_rate != old.fetch.min_rate),
+            ("fetch.retries", *retries != old.fetch.retries),
             ("fetch.credential_timeout", *credential_timeout != old.fetch.credential_timeout),
             ("fetch.hold", *hold != old.fetch.hold),
             ("fetch.fallback", *fallback != old.fetch.fallback),
@@ -88,6 +93,7 @@ impl Config {
             ("upstream", upstream(agent) != upstream(&old.agent)),
             ("cache.directory", *directory != old.cache.directory),
             ("fetch.concurrency", *concurrency != old.fetch.concurrency),
+            ("fetch.downloads", *downloads != old.fetch.downloads),
             ("relay.in_flight_bytes", *in_flight_bytes != old.relay.in_flight_bytes),
             ("health", *health != old.health),
             ("admin", *admin != old.admin),
@@ -101,6 +107,7 @@ impl Config {
         self.agent.clone_from(&running.agent);
         self.cache.directory.clone_from(&running.cache.directory);
         self.fetch.concurrency = running.fetch.concurrency;
+        self.fetch.downloads = running.fetch.downloads;
         self.relay.in_flight_bytes = running.relay.in_flight_bytes;
         self.health.clone_from(&running.health);
         self.admin.clone_from(&running.admin);

@@ -16,7 +16,7 @@ use crate::yaml::{Malformed, Node};
 pub struct Overrides {
     /// `cache.directory`
     pub cache_directory: Option<PathBuf>,
-    /// `fetch.concurrency`
+    /// `fetch.concurrency` and `fetch.downloads`: of one server, and of all together
     pub concurrency: Option<usize>,
 }
 
@@ -106,6 +106,7 @@ impl Overrides {
         }
         if let Some(concurrency) = self.concurrency {
             config.fetch.concurrency = concurrency;
+            config.fetch.downloads = concurrency;
         }
         config
     }

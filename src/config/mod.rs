@@ -168,10 +168,16 @@ pub struct Fetch {
     pub timeout: Duration,
     /// Without a single byte.
     pub progress_timeout: Duration,
+    /// Bytes a second that a source must send on average over that time; 0 is any.
+    pub min_rate: u64,
+    /// How often one fetch asks again for what fails for the moment.
+    pub retries: u32,
     /// For one program that gives credentials.
     pub credential_timeout: Duration,
     /// Downloads at once from one host.
     pub concurrency: usize,
+    /// Downloads at once from all; more than from one.
+    pub downloads: usize,
     /// How long a resource whose fetch failed waits before its failure policy's filter is sent.
     pub hold: Duration,
     /// What is sent where nobody can see whether Envoy takes the failure policy's filter.
@@ -206,8 +212,11 @@ impl Default for Fetch {
         Self {
             timeout: Duration::from_secs(120),
             progress_timeout: Duration::from_secs(30),
+            min_rate: 1024,
+            retries: 2,
             credential_timeout: Duration::from_secs(60),
             concurrency: 4,
+            downloads: 32,
             hold: Duration::from_secs(5),
             fallback: Fallback::Policy,
             nack_fetch_failures: false,

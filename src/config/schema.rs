@@ -41,6 +41,9 @@ const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
 pub(super) const EXPIRY: RangeInclusive<Duration> = Duration::from_secs(60)..=YEAR;
 pub(super) const MODULE_BYTES: RangeInclusive<u64> = KIB..=4 * GIB;
 pub(super) const TIMEOUT: RangeInclusive<Duration> = SECOND..=HOUR;
+pub(super) const RETRIES: RangeInclusive<u64> = 0..=20;
+/// How many servers may have all their downloads at once, where nothing is said.
+pub(super) const SERVERS: usize = 8;
 /// Longer than a node is remembered, so that what is kept for it is there.
 const MIN_LEASE: Duration = Duration::from_secs(15 * 60);
 /// The largest message that a control plane may send has to fit the budget for all.
@@ -273,12 +276,27 @@ fn fetch(section: &mut Section, defaults: &Defaults) -> Fetch {
     let (timeout, progress_timeout) = (duration("timeout"), duration("progress_timeout"));
     let credential_timeout = duration("credential_timeout");
     let hold = section.take("hold").and_then(|field| field.duration(Duration::ZERO..=HOUR));
-    let concurrency = section.take("concurrency").and_then(|field| field.integer(1..=64));
+    let min_rate = section.take("min_rate").and_then(|field| field.size(0..=GIB));
+    let retries = section.take("retries").and_then(|field| field.integer(RETRIES));
+    let retries = retries.and_then(|n| u32::try_from(n).ok());
+    let mut places = |key, range| {
+        let places = section.take(key).and_then(|field| field.integer(range));
+        places.and_then(|n| usize::try_from(n).ok())
+    };
+    let concurrency = places("concurrency", 1..=64).unwrap_or(default.concurrency);
+    let downloads = places("downloads", 2..=512).unwrap_or(concurrency * SERVERS);
+    if downloads <= concurrency {
+        section
+            .refuse("downloads", "must be more than fetch.concurrency, or one server that hangs takes all");
+    }
     Fetch {
         timeout: timeout.or(defaults.timeout).unwrap_or(default.timeout),
         progress_timeout: progress_timeout.unwrap_or(default.progress_timeout),
+        min_rate: min_rate.unwrap_or(default.min_rate),
+        retries: retries.or(defaults.retries).unwrap_or(default.retries),
         credential_timeout: credential_timeout.unwrap_or(default.credential_timeout),
-        concurrency: concurrency.and_then(|n| usize::try_from(n).ok()).unwrap_or(default.concurrency),
+        concurrency,
+        downloads,
         hold: hold.unwrap_or(default.hold),
         fallback: section.take("fallback").and_then(fallback).unwrap_or_default(),
         nack_fetch_failures: section.take("nack_fetch_failures").and_then(Field::boolean).unwrap_or_default(),

@@ -34,7 +34,10 @@ registries:
 fetch:
   timeout: 1m
   progress_timeout: 5s
+  min_rate: 4KiB
+  retries: 0
   concurrency: 8
+  downloads: 9
   hold: 2s
   fallback: none
   nack_fetch_failures: true
@@ -131,8 +134,11 @@ fn every_key_is_read() {
         fetch: Fetch {
             timeout: Duration::from_secs(60),
             progress_timeout: Duration::from_secs(5),
+            min_rate: 4096,
+            retries: 0,
             credential_timeout: Duration::from_secs(60),
             concurrency: 8,
+            downloads: 9,
             hold: Duration::from_secs(2),
             fallback: Fallback::None,
             nack_fetch_failures: true,
@@ -186,6 +192,8 @@ fn what_is_unset_or_null_has_its_default() {
         (config.fetch.timeout, config.fetch.progress_timeout, config.fetch.concurrency),
         (Duration::from_secs(120), Duration::from_secs(30), 4)
     );
+    assert_eq!(config.fetch, Fetch::default());
+    assert_eq!((config.fetch.min_rate, config.fetch.retries, config.fetch.downloads), (1024, 2, 32));
     assert_eq!(config.relay, Relay { queue_bytes: 64 << 20, in_flight_bytes: 512 << 20 });
     assert_eq!(config.shutdown.timeout, Duration::from_secs(10));
     assert_eq!((&config.health, &config.admin), (&None, &None));
@@ -411,6 +419,9 @@ fn sizes_and_durations_have_units_and_limits() {
     refuses_refresh("{interval: 10s, registries: []}", ".registries: must hold at least one");
     refuses_refresh("10s", ": \"10s\": expected keys with values (a map)");
     refuses_line("fetch: {concurrency: 0}", "fetch.concurrency: 0: must be from 1 to 64");
+    refuses_line("fetch: {downloads: 1}", "fetch.downloads: 1: must be from 2 to 512");
+    refuses_line("fetch: {retries: 21}", "fetch.retries: 21: must be from 0 to 20");
+    refuses_line("fetch: {min_rate: 2GiB}", "fetch.min_rate: \"2GiB\": must be from 0B to 1GiB");
     refuses_line("wasm: {types: 0}", "wasm.types: 0: must be from 1 to 100000000");
 }
 
@@ -543,6 +554,8 @@ fn every_key_is_either_taken_over_at_once_or_named_for_a_restart() {
             "cache.proof",
             "fetch.timeout",
             "fetch.progress_timeout",
+            "fetch.min_rate",
+            "fetch.retries",
             "fetch.hold",
             "fetch.fallback",
             "fetch.nack_fetch_failures",
@@ -562,6 +575,7 @@ fn every_key_is_either_taken_over_at_once_or_named_for_a_restart() {
             "upstream",
             "cache.directory",
             "fetch.concurrency",
+            "fetch.downloads",
             "relay.in_flight_bytes",
             "health",
             "admin",
@@ -764,21 +778,23 @@ fn the_variables_of_istios_agent_stand_in_for_what_the_file_leaves_open() {
     let variables = [
         ("WASM_INSECURE_REGISTRIES", "a.io, B.io:5000,*"),
         ("WASM_HTTP_REQUEST_TIMEOUT", "15s"),
+        ("WASM_HTTP_REQUEST_MAX_RETRIES", "5"),
         ("WASM_MODULE_EXPIRY", "2h"),
         ("ISTIO_WASM_MAX_BINARY_SIZE_BYTES", "1048576"),
         ("BLOCKED_CIDRS_IN_WASM_FETCH", "10.0.0.0/8,fd00::/8"),
     ];
     let config = with_variables("version: 1", &variables).unwrap();
     assert_eq!(config.fetch.timeout, Duration::from_secs(15));
+    assert_eq!(config.fetch.retries, 4, "the first try counts there, too");
     assert_eq!((config.cache.expiry, config.cache.max_module_bytes), (Duration::from_secs(7200), 1 << 20));
     assert_eq!(config.blocked_cidrs.len(), 2);
     let insecure =
         |registry: &Registry| registry.scheme == Scheme::HttpsThenHttp && registry.access.skip_verify;
     assert_eq!(config.registries.keys().map(String::as_str).collect::<Vec<_>>(), ["*", "a.io", "b.io:5000"]);
     assert!(config.registries.values().all(insecure));
-    assert_eq!(config.variables.len(), 7);
+    assert_eq!(config.variables.len(), 8);
 
-    let file = "version: 1\nregistries: {a.io: {}}\nfetch: {timeout: 7s}\nblocked_cidrs: [10.0.0.0/8]\n\
+    let file = "version: 1\nregistries: {a.io: {}}\nfetch: {timeout: 7s, retries: 1}\nblocked_cidrs: [10.0.0.0/8]\n\
                 cache: {expiry: 3h, max_module_bytes: }\n";
     let config = with_variables(file, &variables).unwrap();
     assert_eq!(
@@ -786,6 +802,7 @@ fn the_variables_of_istios_agent_stand_in_for_what_the_file_leaves_open() {
         (Duration::from_secs(7), Duration::from_secs(3 * 3600))
     );
     assert_eq!((config.cache.max_module_bytes, config.blocked_cidrs.len()), (1 << 20, 2));
+    assert_eq!(config.fetch.retries, 1);
     assert_eq!(config.registries["a.io"], Registry::default());
 }
 
@@ -794,6 +811,7 @@ fn a_variable_that_cannot_be_read_is_named_without_its_value() {
     for (name, value) in [
         ("WASM_INSECURE_REGISTRIES", "https://hunter2"),
         ("WASM_HTTP_REQUEST_TIMEOUT", "hunter2"),
+        ("WASM_HTTP_REQUEST_MAX_RETRIES", "22"),
         ("WASM_MODULE_EXPIRY", "1s"),
         ("ISTIO_WASM_MAX_BINARY_SIZE_BYTES", "-1"),
         ("BLOCKED_CIDRS_IN_WASM_FETCH", "hunter2"),
@@ -805,4 +823,15 @@ fn a_variable_that_cannot_be_read_is_named_without_its_value() {
     }
     let config = with_variables("version: 1", &[("https_proxy", "u:hunter2@p.io:3128")]).unwrap();
     assert!(!config.proxies.is_empty() && !format!("{config:?}").contains("hunter2"));
+}
+
+#[test]
+fn one_server_never_has_all_downloads() {
+    let downloads = |text: &str| parse(&format!("{BASE}fetch: {text}")).unwrap().fetch.downloads;
+    assert_eq!(downloads("{concurrency: 16}"), 128, "eight times as many, where nothing is said");
+    assert_eq!(downloads("{concurrency: 4, downloads: 5}"), 5);
+    refuses_line(
+        "fetch: {concurrency: 4, downloads: 4}",
+        "fetch.downloads: must be more than fetch.concurrency, or one server that hangs takes all",
+    );
 }

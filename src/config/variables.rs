@@ -23,6 +23,7 @@ pub(super) struct Defaults {
     pub(super) cache_directory: Option<PathBuf>,
     pub(super) timeout: Option<Duration>,
     pub(super) expiry: Option<Duration>,
+    pub(super) retries: Option<u32>,
     pub(super) max_module_bytes: Option<u64>,
 }
 
@@ -47,7 +48,6 @@ pub(super) struct Variables {
     insecure: Vec<String>,
     blocked: Vec<IpNet>,
     proxies: Proxies,
-    retries: bool,
     purge: bool,
 }
 
@@ -77,6 +77,13 @@ impl Variables {
             let size = text.parse().ok().filter(|size| schema::MODULE_BYTES.contains(size));
             size.ok_or_else(|| setting(MAX_SIZE, "not a number of bytes from 1024 to 4294967296"))
         };
+        // Istio's agent counts the first one too.
+        let retries = |text: &str| {
+            let retries = text.parse::<u64>().ok().map(|tries| tries.saturating_sub(1));
+            let retries = retries.filter(|retries| schema::RETRIES.contains(retries));
+            let retries = retries.and_then(|retries| u32::try_from(retries).ok());
+            retries.ok_or_else(|| setting(RETRIES, "not a number of tries from 0 to 21"))
+        };
         let list = |name| {
             variable(name).unwrap_or_default().split(',').map(str::trim).filter(|item| !item.is_empty())
         };
@@ -96,6 +103,7 @@ impl Variables {
                 cache_directory: environment.cache_directory.clone(),
                 timeout: duration(TIMEOUT, schema::TIMEOUT)?,
                 expiry: duration(EXPIRY, schema::EXPIRY)?,
+                retries: variable(RETRIES).map(retries).transpose()?,
                 max_module_bytes: variable(MAX_SIZE).map(size).transpose()?,
             },
             insecure: list(INSECURE).map(host).collect::<Result<_, _>>()?,
@@ -105,7 +113,6 @@ impl Variables {
                 proxy("HTTPS_PROXY", &environment.https_proxy)?,
                 environment.no_proxy.as_deref().unwrap_or_default(),
             ),
-            retries: variable(RETRIES).is_some(),
             purge: variable(PURGE).is_some(),
         })
     }
@@ -120,6 +127,9 @@ impl Variables {
         };
         if let Some(timeout) = self.defaults.timeout {
             default(TIMEOUT, file.timeout, "fetch.timeout", show_duration(timeout));
+        }
+        if let Some(retries) = self.defaults.retries {
+            default(RETRIES, file.retries, "fetch.retries", retries.to_string());
         }
         if let Some(expiry) = self.defaults.expiry {
             default(EXPIRY, file.expiry, "cache.expiry", show_duration(expiry));
@@ -147,9 +157,6 @@ impl Variables {
                 }
             }
         }
-        if self.retries {
-            tell(RETRIES, "without effect: what fails is tried again for as long as it is wanted".to_owned());
-        }
         if self.purge {
             tell(PURGE, "without effect: what has expired is removed within a minute".to_owned());
         }
@@ -161,6 +168,7 @@ impl Variables {
 /// Which of the keys that a variable stands in for the file sets.
 pub(super) struct FileKeys {
     timeout: bool,
+    retries: bool,
     expiry: bool,
     max_module_bytes: bool,
 }
@@ -170,6 +178,7 @@ impl FileKeys {
         let set = |section, key| child(root, section).and_then(|section| child(section, key)).is_some();
         FileKeys {
             timeout: set("fetch", "timeout"),
+            retries: set("fetch", "retries"),
             expiry: set("cache", "expiry"),
             max_module_bytes: set("cache", "max_module_bytes"),
         }

@@ -60,6 +60,7 @@ pub struct Body {
     seen: u64,
     resumed: Resumed,
     state: State,
+    can_go_on: bool,
     /// Of a layer from its first byte on: who gave it.
     doubt: Option<Arc<Doubt>>,
 }
@@ -120,9 +121,10 @@ impl Body {
         let (sender, events) = mpsc::channel(CHUNKS);
         let (next, layers) = mpsc::channel(1);
         let (seen, resumed, deadline) = (download.at(), download.resumed(), download.deadline());
+        let can_go_on = download.can_go_on();
         let pump = AbortOnDropHandle::new(tokio::spawn(pump(download, sender, layers)));
         let stream = Stream::Network { events, next, chunk: Bytes::new(), clock, deadline, pump };
-        Body { seen, resumed, ..Self::new(what, packaging, promise, stream) }
+        Body { seen, resumed, can_go_on, ..Self::new(what, packaging, promise, stream) }
     }
 
     /// A body from a regular file.
@@ -155,6 +157,7 @@ impl Body {
             seen: 0,
             resumed: Resumed::default(),
             state: State::Reading,
+            can_go_on: false,
             doubt: None,
         }
     }
@@ -217,6 +220,11 @@ impl Body {
             Stream::Network { pump, .. } => Some(pump.abort_handle()),
             Stream::File(..) => None,
         })
+    }
+
+    /// Whether it goes on by itself where it breaks off. Otherwise all of it has to come again.
+    pub fn can_go_on(&self) -> bool {
+        self.can_go_on
     }
 
     /// What of it did not have to come again, so far.

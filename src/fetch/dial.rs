@@ -240,8 +240,11 @@ impl Dialer {
 /// A way through a proxy to the server of an https URL (RFC 9110, 9.3.6).
 async fn tunnel(stream: Stream, proxy: &Proxy, url: &Url) -> Result<Stream, FetchError> {
     let host = url[Position::BeforeHost..Position::AfterHost].to_owned();
-    let failed = |reason: String| FetchError::Proxy { proxy: proxy.to_string(), host: host.clone(), reason };
-    let broken = |error: hyper::Error| failed(error.to_string());
+    let failed = |reason: String, status| {
+        let (proxy, host) = (proxy.to_string(), host.clone());
+        FetchError::Proxy { proxy, host, reason, status }
+    };
+    let broken = |error: hyper::Error| failed(error.to_string(), None);
     let target = format!("{host}:{}", url.port_or_known_default().unwrap_or(443));
     let mut request = http::Request::builder()
         .method(Method::CONNECT)
@@ -249,7 +252,7 @@ async fn tunnel(stream: Stream, proxy: &Proxy, url: &Url) -> Result<Stream, Fetc
         .header(header::HOST, &target)
         .header(header::USER_AGENT, USER_AGENT)
         .body(Empty::<Bytes>::new())
-        .map_err(|_| failed("its name cannot be sent".to_owned()))?;
+        .map_err(|_| failed("its name cannot be sent".to_owned(), None))?;
     if let Some(authorization) = &proxy.authorization {
         request.headers_mut().insert(header::PROXY_AUTHORIZATION, HeaderValue::clone(authorization));
     }
@@ -258,7 +261,7 @@ async fn tunnel(stream: Stream, proxy: &Proxy, url: &Url) -> Result<Stream, Fetc
         let response = sender.send_request(request).await.map_err(broken)?;
         match response.status() {
             StatusCode::OK => hyper::upgrade::on(response).await.map_err(broken),
-            status => Err(failed(format!("it answered with status {}", status.as_u16()))),
+            status => Err(failed(format!("it answered with status {}", status.as_u16()), Some(status))),
         }
     };
     let driving = async { driver.with_upgrades().await.map_err(broken) };

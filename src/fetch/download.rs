@@ -20,6 +20,7 @@ use super::error::{FetchError, RegistryCode};
 use super::http::{Request, Response, Session};
 use super::manifest::Layer;
 use super::oci::{Others, Repository};
+use super::retry::Tries;
 use crate::module::Validators;
 
 /// How often one download goes on after it broke off.
@@ -62,12 +63,15 @@ pub(super) struct Download {
     /// How far it was when it last went on.
     resumed_at: u64,
     resumes: u32,
+    /// Since it last brought something.
+    tries: Tries,
 }
 
 impl Download {
     /// Goes on with `part`, which brings what follows the first `at` bytes.
     pub(super) fn new(origin: Origin, part: Part, at: u64, size: Option<u64>, deadline: Instant) -> Self {
-        Download { origin, part, at, size, deadline, resumed_at: at, resumes: 0 }
+        let tries = Tries::new(origin.shared(), deadline);
+        Download { origin, part, at, size, deadline, resumed_at: at, resumes: 0, tries }
     }
 
     /// How many bytes of the whole come before those of this download.
@@ -91,9 +95,15 @@ impl Download {
         };
         others.begin(repository, &next);
         *layer = next;
+        self.tries = Tries::new(self.origin.shared(), self.deadline);
         self.part = self.origin.part(0, Some(next.size), self.deadline).await?;
         (self.at, self.size, self.resumed_at) = (0, Some(next.size), 0);
         Ok(())
+    }
+
+    /// Whether the rest of it can be told from the rest of something else.
+    pub(super) fn can_go_on(&self) -> bool {
+        matches!(self.origin, Origin::Layer { .. } | Origin::Url { etag: Some(_), .. })
     }
 
     /// What comes next; nothing more after the end or a failure.
@@ -133,23 +143,24 @@ impl Download {
     /// Asks for the rest of what broke off; says how many bytes that saves. Where it does not go on, the
     /// error is the first one if that tells more.
     async fn resume(&mut self, broken: FetchError) -> Result<u64, FetchError> {
-        let may_go_on = matches!(broken, FetchError::Transport { .. } | FetchError::Stalled { .. });
-        if !may_go_on {
+        use FetchError::{Slow, Stalled, Transport};
+        if !matches!(broken, Transport { .. } | Stalled { .. } | Slow { .. }) || !self.can_go_on() {
             return Err(broken);
         }
         let in_vain = self.at == self.resumed_at || self.resumes >= MAX_RESUMES;
-        if in_vain && !self.origin.switch(&broken) {
-            return Err(broken);
+        if in_vain || matches!(broken, Slow { .. }) {
+            if !self.origin.switch(&broken) && !self.origin.again(&mut self.tries, &broken).await {
+                return Err(broken);
+            }
+        } else {
+            let clock = self.origin.shared().clock.clone();
+            let pause = PAUSE * 2u32.saturating_pow(self.resumes);
+            clock.sleep_until((clock.now() + pause).min(self.deadline)).await;
+            self.tries = Tries::new(self.origin.shared(), self.deadline);
         }
-        if let Origin::Url { etag: None, .. } = self.origin {
-            return Err(broken);
-        }
-        let clock = self.origin.shared().clock.clone();
-        let pause = PAUSE * 2u32.saturating_pow(self.resumes.min(MAX_RESUMES));
-        clock.sleep_until((clock.now() + pause).min(self.deadline)).await;
         self.resumed_at = self.at;
         self.resumes += 1;
-        self.part = self.origin.part(self.at, self.size, self.deadline).await?;
+        self.part = self.origin.part_within(&mut self.tries, self.at, self.size, self.deadline).await?;
         let saved = if self.part.skip == 0 { self.at } else { 0 };
         tracing::info!(what = self.origin.what(), at = self.at, "a download broke off and goes on: {broken}");
         Ok(saved)
@@ -165,18 +176,42 @@ impl Origin {
         size: Option<u64>,
         deadline: Instant,
     ) -> Result<Part, FetchError> {
+        let mut tries = Tries::new(self.shared(), deadline);
+        self.part_within(&mut tries, at, size, deadline).await
+    }
+
+    async fn part_within(
+        &mut self,
+        tries: &mut Tries,
+        at: u64,
+        size: Option<u64>,
+        deadline: Instant,
+    ) -> Result<Part, FetchError> {
         loop {
             match self.part_of_one(at, size, deadline).await {
-                Err(error) if self.switch(&error) => {}
+                Err(error) if self.switch(&error) || self.again(tries, &error).await => {}
                 outcome => return outcome,
             }
         }
     }
 
+    /// Waits until it may be asked once more; of a layer, the first host that has failed for the moment.
+    async fn again(&mut self, tries: &mut Tries, because: &FetchError) -> bool {
+        if !tries.again(self.shared(), because).await {
+            return false;
+        }
+        if let Origin::Layer { repository, others, .. } = self
+            && let Some(first) = others.anew(because)
+        {
+            **repository = first;
+        }
+        true
+    }
+
     /// Goes on with the next host that may have the layer; false where there is none.
     fn switch(&mut self, because: &FetchError) -> bool {
         match self {
-            Origin::Layer { repository, others, .. } => match others.next(because) {
+            Origin::Layer { repository, others, .. } => match others.next(repository, because) {
                 Some(next) => {
                     **repository = next;
                     true

@@ -44,7 +44,7 @@ pub enum FetchError {
     #[error("{} {why}", path.display())]
     Hosts { path: PathBuf, why: String },
     #[error("the proxy {proxy} does not lead to {host}: {reason}")]
-    Proxy { proxy: String, host: String, reason: String },
+    Proxy { proxy: String, host: String, reason: String, status: Option<StatusCode> },
     #[error("{mirror} gave something else")]
     Mirror { mirror: String, source: Box<FetchError> },
     #[error("the connection to {host} failed")]
@@ -57,6 +57,8 @@ pub enum FetchError {
     Timeout { during: &'static str, host: String },
     #[error("{host} stopped sending")]
     Stalled { host: String },
+    #[error("{host} sends too slowly: {bytes} bytes in {window:?}, and {least} bytes a second are the least")]
+    Slow { host: String, bytes: u64, window: Duration, least: u64 },
     #[error("{what} changed while it was fetched")]
     Changed { what: String },
     #[error("{what} is larger than the limit of {limit} bytes")]
@@ -115,6 +117,7 @@ impl FetchError {
             Redirect { .. } => "redirect",
             Timeout { .. } => "timeout",
             Stalled { .. } => "stalled",
+            Slow { .. } => "slow",
             Changed { .. } => "changed",
             TooLarge { .. } => "too_large",
             SizeMismatch { .. } => "size_mismatch",
@@ -152,6 +155,7 @@ impl FetchError {
             | Transport { .. }
             | Timeout { .. }
             | Stalled { .. }
+            | Slow { .. }
             | Changed { .. }
             | Token { .. }
             | Credential(_)
@@ -174,6 +178,29 @@ impl FetchError {
             | BadSecret(_)
             | SecretUnmatched { .. }
             | FileNotAllowed { .. } => true,
+        }
+    }
+
+    /// Whether the same question may well be answered within moments: the connection failed, or the server
+    /// said that it cannot answer now. One that answers slowly does so on purpose, or will do so again.
+    pub fn may_pass_soon(&self) -> bool {
+        use FetchError::*;
+        match self {
+            RateLimited { .. }
+            | Dns { .. }
+            | Connect { .. }
+            | Transport { .. }
+            | Timeout { .. }
+            | Stalled { .. } => true,
+            // What it refuses to do, it goes on to refuse.
+            Proxy { status, .. } => status.is_none_or(|status| status.is_server_error()),
+            // A certificate that is not believed stays that; rustls calls it invalid data.
+            Tls { source, .. } => {
+                !matches!(source.kind(), io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput)
+            }
+            // Of these it is the request that is not understood.
+            Unavailable { status, .. } => !matches!(status.as_u16(), 501 | 505 | 511),
+            _ => false,
         }
     }
 
@@ -231,6 +258,7 @@ impl FetchError {
                 | Transport { .. }
                 | Timeout { .. }
                 | Stalled { .. }
+                | Slow { .. }
         )
     }
 

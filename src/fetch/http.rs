@@ -11,7 +11,7 @@ use bytes::{Bytes, BytesMut};
 use http::header::{self, HeaderMap, HeaderValue};
 use http::{Method, StatusCode};
 use http_body_util::{BodyExt as _, Full};
-use hyper::body::{Body as _, Incoming};
+use hyper::body::{Body as _, Frame, Incoming};
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use tokio_util::task::AbortOnDropHandle;
@@ -21,6 +21,7 @@ use super::address::Reach;
 use super::dial::{Dial, Dialer, MAX_HOST, Stream, USER_AGENT};
 use super::error::FetchError;
 use super::hosts::Access;
+use super::pace::{Judgement, MinRate, Pace};
 use super::proxy::Proxy;
 use super::tls::Trust;
 use crate::clock::Clock;
@@ -35,6 +36,14 @@ pub(super) struct Client {
     pub(super) clock: Clock,
     /// How long a server may say nothing.
     pub(super) progress_timeout: Duration,
+    /// The least that a server must send of a body, in bytes a second over that time.
+    pub(super) min_rate: u64,
+}
+
+impl Client {
+    fn least(&self) -> MinRate {
+        MinRate { rate: self.min_rate, window: self.progress_timeout }
+    }
 }
 
 /// The connections of one fetch.
@@ -195,6 +204,7 @@ impl Session {
             status: head.status,
             headers: head.headers,
             url: request.url.clone(),
+            pace: Pace::new(client.least()),
             client: client.clone(),
             body,
             connection,
@@ -233,6 +243,7 @@ pub(super) struct Response {
     /// Where the answer came from in the end.
     pub(super) url: Url,
     client: Arc<Client>,
+    pace: Pace,
     body: Incoming,
     connection: Connection,
     deadline: Instant,
@@ -253,15 +264,40 @@ impl Response {
     /// The next piece of the body; none at its regular end.
     pub(super) async fn chunk(&mut self) -> Result<Option<Bytes>, FetchError> {
         loop {
-            let frame = within(&self.client, &self.host, self.deadline, self.body.frame()).await?;
-            let Some(frame) = frame else { return Ok(None) };
+            let Some(frame) = self.frame().await? else { return Ok(None) };
             let frame = frame.map_err(|source| FetchError::Transport { host: self.host.clone(), source })?;
             match frame.into_data() {
-                Ok(data) if !data.is_empty() => return Ok(Some(data)),
+                Ok(data) if !data.is_empty() => {
+                    self.pace.count(Duration::ZERO, data.len());
+                    return Ok(Some(data));
+                }
                 // Trailers tell nothing that counts here.
                 _ => {}
             }
         }
+    }
+
+    /// Waits for what comes next: as long as [`within`] says, and as long as enough comes.
+    async fn frame(&mut self) -> Result<Option<Result<Frame<Bytes>, hyper::Error>>, FetchError> {
+        let Response { client, host, deadline, pace, body, .. } = self;
+        let receiving = async {
+            loop {
+                let began = client.clock.now();
+                let frame = match pace.judged_at(began) {
+                    Some(judged) => client.clock.timeout_at(judged, body.frame()).await.ok(),
+                    None => Some(body.frame().await),
+                };
+                pace.count(client.clock.now() - began, 0);
+                if let Some(frame) = frame {
+                    return Ok(frame);
+                }
+                if let Judgement::TooSlow(bytes) = pace.judge() {
+                    let MinRate { rate: least, window } = client.least();
+                    return Err(FetchError::Slow { host: host.clone(), bytes, window, least });
+                }
+            }
+        };
+        within(client, host, *deadline, receiving).await?
     }
 }
 

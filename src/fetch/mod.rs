@@ -5,7 +5,7 @@
 //!         |    \-> manifest,    \
 //!         |        layers, hosts \
 //!         |-> http_source --------+-> http -> dial -> names, address, proxy, tls
-//!         |-> file, layout         \-> download -> body
+//!         |-> file, layout         \-> download -> body, pace
 //!         \-> credential, credentials
 //! ```
 //!
@@ -13,7 +13,8 @@
 //! finished well held all the bytes that were promised and no others. What the bytes mean is not known here, nor
 //! where they are kept.
 //!
-//! Hosts are reached through [`dial`](self::dial) alone. A credential goes to its registry and to a token
+//! What fails for the moment is asked again as [`retry`](self::retry) says, after all who may have it were
+//! asked once. Hosts are reached through [`dial`](self::dial) alone. A credential goes to its registry and to a token
 //! server that [`realm`](self::realm) lets the registry name.
 
 mod address;
@@ -34,8 +35,10 @@ mod layout;
 mod manifest;
 mod names;
 mod oci;
+mod pace;
 mod proxy;
 mod realm;
+mod retry;
 mod tls;
 
 use std::collections::BTreeMap;
@@ -60,6 +63,7 @@ pub use self::hosts::{
     header_value,
 };
 pub use self::proxy::{Proxies, Proxy};
+pub use self::retry::{Retries, Tries};
 
 use self::address::AddressPolicy;
 use self::auth::Tokens;
@@ -98,6 +102,10 @@ pub struct FetchConfig {
     pub timeout: Duration,
     /// How long a server may send nothing.
     pub progress_timeout: Duration,
+    /// What a server must send of a body at least, in bytes a second over that time; 0 is nothing.
+    pub min_rate: u64,
+    /// What is asked again within one fetch.
+    pub retries: Retries,
     /// The limit of a name lookup, of a connection, and of a TLS handshake.
     pub connect_timeout: Duration,
     /// Addresses that are never connected to, besides those that never are anyway: link-local,
@@ -108,7 +116,7 @@ pub struct FetchConfig {
     /// What programs that give credentials are run with, and for how long.
     pub programs: ProgramEnvironment,
     pub program_timeout: Duration,
-    /// Where such runs are counted.
+    /// Where such runs are counted, and retries.
     pub metrics: Option<Metrics>,
 }
 
@@ -125,6 +133,8 @@ impl Default for FetchConfig {
             max_module_bytes: 256 * MIB,
             timeout: Duration::from_secs(120),
             progress_timeout: Duration::from_secs(30),
+            min_rate: 1024,
+            retries: Retries::default(),
             connect_timeout: Duration::from_secs(10),
             blocked_cidrs: Vec::new(),
             credentials: Vec::new(),
@@ -182,8 +192,8 @@ impl Fetcher {
     }
 
     fn with_dialer(config: FetchConfig, clock: Clock, dialer: Dialer) -> Self {
-        let progress_timeout = config.progress_timeout;
-        let client = http::Client { dialer, clock: clock.clone(), progress_timeout };
+        let (progress_timeout, min_rate) = (config.progress_timeout, config.min_rate);
+        let client = http::Client { dialer, clock: clock.clone(), progress_timeout, min_rate };
         let tokens = Tokens::new(clock.clone(), config.realms.clone());
         let node = Arc::new(Sources::of(&config, &clock));
         let doubts = Arc::new(Doubts::new(clock.clone()));
@@ -337,6 +347,17 @@ impl Fetcher {
         let done = self.shared.clock.timeout_at(deadline, working).await;
         let done = done.map_err(|_| FetchError::Timeout { during: "opening", host: what.to_owned() })?;
         done.map_err(|_| FetchError::Interrupted)?
+    }
+
+    /// The tries for a body that cannot [go on](Body::can_go_on) by itself. The first one begins now.
+    pub fn tries(&self, deadline: Instant) -> Tries {
+        Tries::new(&self.shared, deadline)
+    }
+
+    /// Waits until a body that ended with this error may be asked for again; false, at once, where it is
+    /// not to be.
+    pub async fn again(&self, tries: &mut Tries, because: &FetchError) -> bool {
+        tries.again(&self.shared, because).await
     }
 
     async fn open_file(&self, path: PathBuf, deadline: Instant) -> Result<Body, FetchError> {

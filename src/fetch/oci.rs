@@ -22,6 +22,7 @@ use super::http::{Peer, Request, Response, Session};
 use super::layers::{self, Below};
 use super::manifest::{self, Child, Image, Layer, Layers, Manifest, Refusal};
 use super::realm;
+use super::retry::Tries;
 use crate::causes::with_causes;
 use crate::digest::{BlobDigest, SourceDigest};
 
@@ -151,24 +152,40 @@ impl Asking<'_> {
         }
     }
 
-    /// Asks one host after the other until one has an answer. Where none has, the last one's reason is
-    /// told, which is the registry's own.
+    /// Asks one host after the other until one has an answer. Where none has, the last one's reason
+    /// counts, which is the registry's own: if that may pass, those of whom this is true are asked again.
     async fn ask_each(
         &self,
         hosts: &[Arc<Endpoint>],
         question: Question<'_>,
     ) -> Result<(Answer, Repository), FetchError> {
-        let mut left = hosts.len();
-        for host in hosts {
-            left -= 1;
-            match self.ask(host, question).await {
-                Err(error) if left > 0 && self.shared.clock.now() < self.deadline => {
-                    told(self.reference, &host.host(), &error);
+        let mut tries = Tries::new(self.shared, self.deadline);
+        let mut hosts = hosts.to_vec();
+        loop {
+            let mut failed = Vec::new();
+            let mut reason = self.unsupported("no host may be asked for it".to_owned());
+            let mut left = hosts.len();
+            for host in hosts {
+                left -= 1;
+                reason = match self.ask(&host, question).await {
+                    Ok(answer) => return Ok(answer),
+                    Err(error) => error,
+                };
+                if left > 0 && self.shared.clock.now() < self.deadline {
+                    told(self.reference, &host.host(), &reason);
                 }
-                outcome => return outcome,
+                if reason.may_pass_soon() {
+                    failed.push(host);
+                }
+                if self.shared.clock.now() >= self.deadline {
+                    break;
+                }
             }
+            if !tries.again(self.shared, &reason).await {
+                return Err(reason);
+            }
+            hosts = failed;
         }
-        Err(self.unsupported("no host may be asked for it".to_owned()))
     }
 
     /// Asks one host, with each login that is let in nowhere before.
@@ -203,6 +220,7 @@ impl Asking<'_> {
             shared: self.shared.clone(),
             reference: self.reference.clone(),
             left: ways.iter().cloned().collect(),
+            failed: VecDeque::new(),
             all: ways.into_iter().chain([(giver.endpoint.clone(), giver.login.clone())]).collect(),
             doubt: Arc::new(Doubt::new(self.shared.doubts.clone(), top.digest)),
             layer: top.digest,
@@ -231,6 +249,8 @@ pub(super) struct Others {
     all: Vec<Way>,
     /// For this layer.
     left: VecDeque<Way>,
+    /// Those that were asked for this layer, and may have it a little later.
+    failed: VecDeque<Way>,
     doubt: Arc<Doubt>,
     layer: BlobDigest,
 }
@@ -240,6 +260,7 @@ impl Others {
     pub(super) fn begin(&mut self, current: &mut Repository, layer: &Layer) {
         let is_other = |way: &&Way| !Arc::ptr_eq(&way.0, &current.endpoint);
         self.left = self.all.iter().filter(is_other).cloned().collect();
+        self.failed.clear();
         self.layer = layer.digest;
         self.doubt.begin(layer.digest);
         self.avoid_doubts(current);
@@ -249,7 +270,7 @@ impl Others {
     fn avoid_doubts(&mut self, current: &mut Repository) {
         let known = FetchError::Changed { what: current.what.clone() };
         if self.shared.doubts.holds(&current.endpoint, &self.layer)
-            && let Some(next) = self.next(&known)
+            && let Some(next) = self.next(current, &known)
         {
             *current = next;
         } else {
@@ -257,8 +278,21 @@ impl Others {
         }
     }
 
-    /// The next one, which is not asked for the same again.
-    pub(super) fn next(&mut self, because: &FetchError) -> Option<Repository> {
+    /// The next one after `asked`, which has failed.
+    pub(super) fn next(&mut self, asked: &Repository, because: &FetchError) -> Option<Repository> {
+        if because.may_pass_soon() {
+            self.failed.push_back((asked.endpoint.clone(), asked.login.clone()));
+        }
+        self.untried(because)
+    }
+
+    /// The first of those that may have it by now.
+    pub(super) fn anew(&mut self, because: &FetchError) -> Option<Repository> {
+        self.left = std::mem::take(&mut self.failed);
+        self.untried(because)
+    }
+
+    fn untried(&mut self, because: &FetchError) -> Option<Repository> {
         while let Some((host, login)) = self.left.pop_front() {
             if self.shared.doubts.holds(&host, &self.layer) && !self.left.is_empty() {
                 continue;
@@ -288,6 +322,7 @@ impl Others {
             reference: self.reference.clone(),
             all: self.all.clone(),
             left: self.left.clone(),
+            failed: self.failed.clone(),
             doubt: Arc::new(Doubt::new(self.shared.doubts.clone(), self.layer)),
             layer: self.layer,
         }

@@ -15,6 +15,15 @@ use crate::digest::{PayloadDigest, SourceDigest};
 use crate::fetch::Located;
 use crate::module::{Module, ModuleUrl, Validators};
 
+/// One download.
+struct Tried {
+    outcome: Result<Module, ResolveError>,
+    /// Bytes that an earlier pull had left.
+    from: u64,
+    /// It ended within a body that cannot go on by itself.
+    broke_off: bool,
+}
+
 impl Inner {
     /// Asks the source, and downloads what the store does not have.
     pub(super) async fn fetch(self: &Arc<Self>, asked: &Arc<Asked>, progress: &Arc<Progress>) -> Outcome {
@@ -203,7 +212,8 @@ impl Inner {
     }
 
     /// Downloads and checks. Where it went on with what an earlier pull left, and that was not the
-    /// beginning of what was promised, it is downloaded once more from its start.
+    /// beginning of what was promised, it is downloaded once more from its start; and a few times more where
+    /// it broke off and cannot go on.
     async fn download(
         self: &Arc<Self>,
         asked: &Arc<Asked>,
@@ -218,14 +228,22 @@ impl Inner {
         if let Some(module) = self.from_below(asked, &located).await? {
             return Ok(module);
         }
-        let again = located.raw_layer().map(|_| located.again());
-        let (outcome, from) = self.download_once(asked, located, deadline, progress).await;
-        match (outcome, again) {
-            (Err(error), Some(again)) if from > 0 && error.is_of_other_bytes() => {
-                tracing::warn!(url = %asked.request.url, "what an earlier pull left was damaged: {error}");
-                self.download_once(asked, again, deadline, progress).await.0.map_err(Arc::new)
+        let fetcher = &asked.config.fetcher;
+        let (mut tries, mut was_damaged) = (fetcher.tries(deadline), false);
+        loop {
+            let again = located.again();
+            let Tried { outcome, from, broke_off } =
+                self.download_once(asked, located, deadline, progress).await;
+            match &outcome {
+                Err(error) if from > 0 && !was_damaged && error.is_of_other_bytes() => {
+                    was_damaged = true;
+                    tracing::warn!(url = %asked.request.url, "what an earlier pull left was damaged: {error}");
+                }
+                Err(ResolveError::Fetch { source, .. })
+                    if broke_off && fetcher.again(&mut tries, source).await => {}
+                _ => return outcome.map_err(Arc::new),
             }
-            (outcome, _) => outcome.map_err(Arc::new),
+            located = again;
         }
     }
 
@@ -252,14 +270,13 @@ impl Inner {
         self.blocking(asked, bring).await
     }
 
-    /// Says how many bytes an earlier pull had left, too.
     async fn download_once(
         self: &Arc<Self>,
         asked: &Arc<Asked>,
         located: Located,
         deadline: Instant,
         progress: &Arc<Progress>,
-    ) -> (Result<Module, ResolveError>, u64) {
+    ) -> Tried {
         let (expected, layer) = (manifest_is_expected(&asked.request, &located), located.raw_layer());
         let shown = Shown::of(&asked.request, &located);
         // About as much as comes over the wire, where that is known.
@@ -272,14 +289,18 @@ impl Inner {
         };
         let ingest = match self.blocking(asked, begin).await {
             Ok(ingest) => ingest,
-            Err(error) => return (Err(error), 0),
+            Err(error) => return Tried { outcome: Err(error), from: 0, broke_off: false },
         };
         let from = ingest.size();
         progress.done.store(from, Ordering::Relaxed);
         let body = match asked.config.fetcher.open_from(located, from, deadline).await {
             Ok(body) => body,
-            Err(error) => return (Err(self.refused(asked, error).await), from),
+            Err(error) => {
+                let outcome = Err(self.refused(asked, error).await);
+                return Tried { outcome, from, broke_off: false };
+            }
         };
+        let can_go_on = body.can_go_on();
         // Whoever reads blocks, and does not end with this future; what they read does.
         let _ends_with_this = body.interrupt_on_drop();
         let progress = progress.clone();
@@ -294,7 +315,7 @@ impl Inner {
         if let Ok(module) = &outcome {
             self.metrics.fetched_bytes.inc_by(module.size.saturating_sub(from));
         }
-        (outcome, from)
+        Tried { broke_off: outcome.is_err() && !can_go_on, outcome, from }
     }
 
     /// Writes down where the manifest of a download led to. It only saves later downloads, among them

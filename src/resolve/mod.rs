@@ -28,7 +28,7 @@ use crate::wasm::{Budgets, Limits};
 
 pub use self::error::ResolveError;
 use self::flight::Flights;
-use self::places::Places;
+pub use self::places::Places;
 use self::tags::Tags;
 
 /// A fetch that nobody waits for any more goes on for so long: an Envoy whose stream has ended comes back
@@ -127,11 +127,11 @@ struct Asked {
 }
 
 impl Resolver {
-    /// At most `concurrency` fetches from one server run at once; their tasks are tracked by `tracker`.
+    /// As many fetches run at once as there are places; their tasks are tracked by `tracker`.
     pub fn new(
         store: Store,
         config: ResolveConfig,
-        concurrency: usize,
+        places: Places,
         clock: Clock,
         metrics: Metrics,
         tracker: TaskTracker,
@@ -145,7 +145,7 @@ impl Resolver {
             downloads: Flights::new(Duration::ZERO, clock.clone(), tracker.clone()),
             tags: Tags::new(GRACE, clock.clone(), tracker),
             clock,
-            places: Places::new(concurrency),
+            places,
             claims_failed: AtomicBool::new(false),
         }))
     }

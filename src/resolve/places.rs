@@ -1,14 +1,12 @@
-//! How many fetches run at once: so many from one server, so that one that hangs leaves the others'
-//! modules alone, and some times as many in all.
+//! How many fetches run at once: so many in all, and fewer from one server, so that one that hangs leaves
+//! places to the others' modules. Who waits, waits in turn. What the store has needs no place.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// How many hosts may have all their places taken before the others wait.
-const HOSTS: usize = 8;
-
+/// The places of a process.
 #[derive(Debug)]
 pub struct Places {
     of_each: usize,
@@ -24,11 +22,11 @@ pub struct Place {
 }
 
 impl Places {
-    /// At most `of_each` fetches at once from one server.
-    pub fn new(of_each: usize) -> Self {
-        let of_each = of_each.max(1);
-        let all = Arc::new(Semaphore::new(of_each.saturating_mul(HOSTS).min(Semaphore::MAX_PERMITS)));
-        Self { of_each, hosts: Mutex::default(), all }
+    /// At most `of_each` fetches at once from one server, and `in_all` from all together.
+    pub fn new(of_each: usize, in_all: usize) -> Self {
+        let bounded = |places: usize| places.clamp(1, Semaphore::MAX_PERMITS);
+        let all = Arc::new(Semaphore::new(bounded(in_all)));
+        Self { of_each: bounded(of_each), hosts: Mutex::default(), all }
     }
 
     /// Waits for a place, those of one server in turn. None where there will be none any more.
@@ -55,7 +53,7 @@ mod tests {
 
     #[test]
     fn a_host_that_hangs_leaves_room_for_the_others() {
-        let places = Places::new(2);
+        let places = Places::new(2, 3);
         let mut hanging: Vec<Place> =
             (0..2).map(|_| places.take("dead").now_or_never().unwrap().unwrap()).collect();
         let mut third = Box::pin(places.take("dead"));
@@ -67,9 +65,9 @@ mod tests {
 
     #[test]
     fn there_is_a_limit_for_all_hosts_together_and_nothing_is_kept_of_those_that_are_gone() {
-        let places = Places::new(1);
+        let places = Places::new(1, 8);
         let held: Vec<Place> =
-            (0..HOSTS).map(|host| places.take(&host.to_string()).now_or_never().unwrap().unwrap()).collect();
+            (0..8).map(|host| places.take(&host.to_string()).now_or_never().unwrap().unwrap()).collect();
         assert!(places.take("one more").now_or_never().is_none());
         drop(held);
         assert!(places.take("one more").now_or_never().is_some());

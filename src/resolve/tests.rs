@@ -30,7 +30,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::*;
 use crate::clock::ManualClock;
 use crate::digest::{BlobDigest, PayloadDigest};
-use crate::fetch::{FetchConfig, FileAccess};
+use crate::fetch::{FetchConfig, FileAccess, Retries};
 use crate::store::StoreConfig;
 
 /// Of a fetch; a silent server is given as long.
@@ -238,7 +238,13 @@ fn resolver(folder: &TempDir, clock: &ManualClock, concurrency: usize, tracker: 
     let clock = Clock::Manual(clock.clone());
     let directory = folder.path().join("store");
     let store = Store::open(&StoreConfig { directory }, clock.clone()).unwrap();
-    let fetch = FetchConfig { files: FileAccess::Any, progress_timeout: LIMIT * 4, ..FetchConfig::default() };
+    let retries = Retries { most: 0, ..Retries::default() };
+    let fetch = FetchConfig {
+        files: FileAccess::Any,
+        progress_timeout: LIMIT * 4,
+        retries,
+        ..FetchConfig::default()
+    };
     let config = ResolveConfig {
         fetcher: Fetcher::new(fetch, clock.clone()),
         timeout: LIMIT,
@@ -247,7 +253,14 @@ fn resolver(folder: &TempDir, clock: &ManualClock, concurrency: usize, tracker: 
         budgets: Budgets::default(),
         allow_if_seen: true,
     };
-    Resolver::new(store, config, concurrency, clock, Metrics::new().0, tracker.clone())
+    Resolver::new(
+        store,
+        config,
+        Places::new(concurrency, concurrency * 2),
+        clock,
+        Metrics::new().0,
+        tracker.clone(),
+    )
 }
 
 fn payload(outcome: &Outcome) -> PayloadDigest {
@@ -522,5 +535,30 @@ async fn a_record_that_cannot_be_written_costs_a_fetch_and_no_module() {
         let outcome = place.resolver.resolve(place.always("a:t", &version)).await;
         assert_eq!(payload(&outcome), PayloadDigest::of(MODULES[0]));
         assert_eq!(place.shop.asked().0, asked);
+    }
+}
+
+#[tokio::test]
+async fn a_host_whose_bodies_hang_has_only_its_own_places_and_what_is_cached_needs_none() {
+    let place = Place::new(2).await;
+    let [first, second] = MODULES.map(PayloadDigest::of);
+    place.shop.offer("cached:t", MODULES[0]);
+    place.shop.offer("other:t", MODULES[1]);
+    assert_eq!(payload(&place.ask(place.request("cached:t")).await.unwrap()), first);
+    place.shop.open.send_replace(false);
+    let names: Vec<_> = (0..6).map(|number| format!("{number}/slow:t")).collect();
+    names.iter().for_each(|name| _ = place.shop.offer(name, MODULES[1]));
+    let mut hanging: Vec<_> = names.iter().map(|name| place.ask(place.request(name))).collect();
+    place.shop.was_asked(3, 3).await;
+    // The same server under another name has places of its own.
+    let other = format!("oci://localhost:{}/other:t", place.address.port());
+    let other = place.ask(ModuleRequest::new(other.parse().unwrap()));
+    assert_eq!(payload(&place.until_done(other).await), second);
+    assert_eq!(payload(&place.until_done(place.ask(place.request("cached:t"))).await), first);
+    assert!(hanging.iter().all(|fetch| !fetch.is_finished()));
+    assert_eq!(place.shop.asked(), (4, 4), "of the six that hang, two are asked for");
+    place.shop.open.send_replace(true);
+    for fetch in hanging.drain(..) {
+        assert_eq!(payload(&place.until_done(fetch).await), second);
     }
 }

@@ -171,6 +171,7 @@ fn the_table_of_metrics_has_every_metric() {
         fetch_waits,
         fetch_resumes,
         fetch_saved_bytes: _,
+        fetch_retries,
         fetch_seconds: _,
         fetched_bytes: _,
         store_modules: _,
@@ -204,7 +205,9 @@ fn the_table_of_metrics_has_every_metric() {
         family.get_or_create(&result("any")).inc();
     }
     serving.get_or_create(&ServingLabel { serving: "current" }).set(1);
-    store_collected.get_or_create(&ReasonLabel { reason: "any" }).inc();
+    for family in [store_collected, fetch_retries] {
+        family.get_or_create(&ReasonLabel { reason: "any" }).inc();
+    }
     messages.get_or_create(&MessageLabels { from: "envoy", intercepted: "true" }).inc();
     let mut text = String::new();
     prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();

@@ -16,6 +16,7 @@ mod ecds_rejections;
 mod ecds_streams;
 mod ecds_under_load;
 mod ecds_updates;
+mod endurance;
 mod extension_service;
 mod fallback;
 mod filters;

@@ -85,7 +85,8 @@ pub(super) fn import(
     let mut config = config.clone();
     config.credentials.extend(environment.docker_config.clone().map(NodeCredential::of_user));
     let (metrics, _) = Metrics::new();
-    let resolve = resolve_config(&config, FileAccess::Below(Vec::new()), &Clock::System, &metrics);
+    let (files, within) = (FileAccess::Below(Vec::new()), config.fetch.timeout);
+    let resolve = resolve_config(&config, files, within, &Clock::System, &metrics);
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(CliError::Runtime)?;
     let mut import = Import { store, args, resolve, runtime, printer, failed: 0 };

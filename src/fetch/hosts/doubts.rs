@@ -76,7 +76,9 @@ impl Doubt {
     /// Says who gives the bytes from now on, and how many hosts besides could.
     pub(in crate::fetch) fn asks(&self, endpoint: &Endpoint, left: usize) {
         let mut state = lock(&self.state);
-        state.asked.push((endpoint.key().to_owned(), endpoint.host()));
+        if !state.asked.iter().any(|(key, _)| key == endpoint.key()) {
+            state.asked.push((endpoint.key().to_owned(), endpoint.host()));
+        }
         state.left = left;
     }
 

@@ -28,7 +28,7 @@ pub(super) fn url(origin: &Server) -> String {
     format!("oci://r.test:{}/a/b:v1", origin.address.port())
 }
 
-async fn bytes(net: Net, origin: &Server) -> Vec<u8> {
+pub(super) async fn bytes(net: Net, origin: &Server) -> Vec<u8> {
     fetch(&net.build(), &request(&url(origin))).await.unwrap().bytes
 }
 

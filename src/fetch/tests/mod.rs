@@ -5,8 +5,10 @@ mod bodies;
 mod guard;
 mod hostile;
 mod mirrors;
+mod pace;
 mod proxies;
 mod resume;
+mod retry;
 mod server;
 mod stack;
 
@@ -27,14 +29,29 @@ const OCI: &str = "application/vnd.oci.image.manifest.v1+json";
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const RAW: &str = "application/wasm";
 
-/// A fetcher whose names and public addresses are made up.
-#[derive(Default)]
+/// A fetcher whose names and public addresses are made up. It asks once.
 struct Net {
     config: FetchConfig,
     names: HashMap<&'static str, Vec<IpAddr>>,
+    /// Instead of the names.
+    lookup: Option<names::Lookup>,
     routes: HashMap<SocketAddr, SocketAddr>,
     roots: Option<rustls::RootCertStore>,
     clock: Option<Clock>,
+}
+
+impl Default for Net {
+    fn default() -> Self {
+        let retries = Retries { most: 0, ..Retries::default() };
+        Net {
+            config: FetchConfig { retries, ..FetchConfig::default() },
+            names: HashMap::new(),
+            lookup: None,
+            routes: HashMap::new(),
+            roots: None,
+            clock: None,
+        }
+    }
 }
 
 impl Net {
@@ -61,8 +78,8 @@ impl Net {
     }
 
     fn build(self) -> Fetcher {
-        let Net { config, names, routes, roots, clock } = self;
-        let lookup: names::Lookup = Arc::new(move |name| {
+        let Net { config, names, lookup, routes, roots, clock } = self;
+        let of_names: names::Lookup = Arc::new(move |name| {
             // A name server that never answers; its thread ends with the tests.
             if name == "dead.example" {
                 loop {
@@ -73,7 +90,7 @@ impl Net {
         });
         let clock = clock.unwrap_or(Clock::System);
         let dialer = Dialer {
-            names: Names::new(lookup),
+            names: Names::new(lookup.unwrap_or(of_names)),
             policy: AddressPolicy::new(config.blocked_cidrs.clone()),
             tls: Tls::with_roots(roots.unwrap_or_else(rustls::RootCertStore::empty)),
             proxies: config.proxies.clone(),

@@ -18,7 +18,7 @@ fn from(seen: &Seen) -> Option<usize> {
 }
 
 /// What an honest server answers: the part that is asked for.
-fn part(whole: &[u8], seen: &Seen) -> Reply {
+pub(super) fn part(whole: &[u8], seen: &Seen) -> Reply {
     let Some(from) = from(seen) else { return Reply::ok(whole) };
     let range = format!("bytes {from}-{}/{}", whole.len() - 1, whole.len());
     Reply { status: 206, ..Reply::ok(&whole[from..]) }.header("Content-Range", &range)

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpListener;
@@ -33,10 +34,14 @@ impl Seen {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fault {
     None,
+    /// The connection ends without an answer.
+    HangUp,
     /// The connection ends after so many bytes of the body.
     Cut(usize),
     /// Silence after so many bytes of the body.
     Stall(usize),
+    /// One byte of the body at a time, with so much time between two.
+    Drip(Duration),
     /// No length is declared: the body comes in chunks.
     Chunked,
     /// The body comes in chunks, again and again, for as long as somebody reads.
@@ -186,8 +191,10 @@ async fn read_request<S: AsyncRead + Unpin>(stream: &mut S, connection: usize) -
 
 async fn write_reply<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, reply: Reply) -> Option<()> {
     let Reply { status, headers, body, fault } = reply;
-    if fault == Fault::Mute {
-        return silence(stream).await;
+    match fault {
+        Fault::Mute => return silence(stream).await,
+        Fault::HangUp => return None,
+        _ => {}
     }
     if let Fault::Raw(from) = fault {
         stream.write_all(&body[..from]).await.ok()?;
@@ -219,6 +226,13 @@ async fn write_reply<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, reply: R
         Fault::Stall(after) => {
             stream.write_all(&body[..after]).await.ok()?;
             silence(stream).await
+        }
+        Fault::Drip(pause) => {
+            for byte in body {
+                stream.write_all(&[byte]).await.ok()?;
+                tokio::time::sleep(pause).await;
+            }
+            Some(())
         }
         Fault::Chunked => stream.write_all(&[&chunk[..], b"0\r\n\r\n"].concat()).await.ok(),
         Fault::Endless => loop {

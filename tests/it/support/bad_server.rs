@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -39,6 +40,8 @@ pub enum Fault {
     Cut(usize),
     /// Silence after so many bytes of the body, for as long as the client waits.
     Stalled(usize),
+    /// One byte of the body after the other, with so much time between two.
+    Drip(Duration),
     /// The body waits for a permit, and uses it up.
     Held(Arc<Semaphore>),
 }
@@ -230,6 +233,13 @@ async fn write_reply(stream: &mut TcpStream, reply: Reply) -> Option<()> {
             stream.write_all(&body[..after]).await.ok()?;
             while stream.read(&mut [0; 64]).await.ok()? > 0 {}
             return None;
+        }
+        Fault::Drip(pause) => {
+            for byte in &body {
+                stream.write_all(&[*byte]).await.ok()?;
+                tokio::time::sleep(pause).await;
+            }
+            return Some(());
         }
         Fault::Held(permits) => permits.acquire().await.ok()?.forget(),
     }

@@ -6,7 +6,7 @@ use tokio_util::task::TaskTracker;
 use wasmferry::clock::Clock;
 use wasmferry::fetch::{FetchConfig, Fetcher};
 use wasmferry::metrics::Metrics;
-use wasmferry::resolve::{ResolveConfig, Resolver};
+use wasmferry::resolve::{Places, ResolveConfig, Resolver};
 use wasmferry::store::Store;
 use wasmferry::wasm::{Budgets, Limits};
 
@@ -20,5 +20,5 @@ pub fn resolver(store: Store) -> Resolver {
         budgets: Budgets::default(),
         allow_if_seen: true,
     };
-    Resolver::new(store, config, 8, Clock::System, Metrics::new().0, TaskTracker::new())
+    Resolver::new(store, config, Places::new(8, 64), Clock::System, Metrics::new().0, TaskTracker::new())
 }
