@@ -19,7 +19,8 @@ use super::body::Resumed;
 use super::error::{FetchError, RegistryCode};
 use super::http::{Request, Response, Session};
 use super::manifest::Layer;
-use super::oci::{Others, Repository};
+use super::others::Others;
+use super::repository::Repository;
 use super::retry::Tries;
 use crate::module::Validators;
 
@@ -330,7 +331,7 @@ impl Origin {
 
     fn shared(&self) -> &Shared {
         match self {
-            Origin::Layer { repository, .. } => repository.shared(),
+            Origin::Layer { repository, .. } => &repository.shared,
             Origin::Url { shared, .. } => shared,
         }
     }

@@ -274,12 +274,17 @@ impl From<FetchError> for io::Error {
     }
 }
 
-/// `Retry-After` in its form of seconds (RFC 9110, 10.2.3), at most an hour: a peer must not
-/// silence us for good.
+/// `Retry-After` (RFC 9110, 10.2.3), at most an hour: a peer must not silence us for good. Where it is a
+/// date, it is the time from the answer's own date to it: clocks may differ.
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    const MAX: u64 = 3600;
-    let seconds: u64 = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
-    Some(Duration::from_secs(seconds.min(MAX)))
+    const MAX: Duration = Duration::from_secs(3600);
+    let text = |name| headers.get(name)?.to_str().ok().map(str::trim);
+    let date = |name| httpdate::parse_http_date(text(name)?).ok();
+    let after = match text(header::RETRY_AFTER)?.parse() {
+        Ok(seconds) => Duration::from_secs(seconds),
+        Err(_) => date(header::RETRY_AFTER)?.duration_since(date(header::DATE)?).ok()?,
+    };
+    Some(after.min(MAX))
 }
 
 /// The code in a registry's error answer, if it is one of those that the distribution specification
@@ -352,6 +357,23 @@ mod tests {
         assert_eq!(wait("7"), Some(Duration::from_secs(7)));
         assert_eq!(wait("99999999999"), Some(Duration::from_secs(3600)));
         assert_eq!(wait("soon"), None);
+    }
+
+    #[test]
+    fn a_date_until_which_to_wait_is_counted_from_that_of_the_answer() {
+        let wait = |date: &'static str, until: &'static str| {
+            let value = |text: &'static str| text.parse().unwrap();
+            let headers =
+                HeaderMap::from_iter([(header::DATE, value(date)), (header::RETRY_AFTER, value(until))]);
+            FetchError::from_status("x", StatusCode::BAD_GATEWAY, &headers, RegistryCode::default())
+                .retry_after()
+        };
+        const UNTIL: &str = "Sat, 21 Nov 2026 10:00:30 GMT";
+        assert_eq!(wait("Sat, 21 Nov 2026 10:00:00 GMT", UNTIL), Some(Duration::from_secs(30)));
+        assert_eq!(wait("Fri, 20 Nov 2026 10:00:00 GMT", UNTIL), Some(Duration::from_secs(3600)));
+        for no_date in ["Sat, 21 Nov 2026 10:00:31 GMT", "today", ""] {
+            assert_eq!(wait(no_date, UNTIL), None, "{no_date}");
+        }
     }
 
     #[test]

@@ -16,7 +16,7 @@ use super::error::{FetchError, RegistryCode};
 use super::file;
 use super::layers::{self, Below};
 use super::manifest::{self, Child, Layers, Manifest, Refusal};
-use super::oci::architecture;
+use super::repository::architecture;
 use crate::digest::{BlobDigest, SourceDigest};
 use crate::module::LayoutImage;
 use crate::wasm::tar::{Archive, Kind};

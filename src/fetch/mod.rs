@@ -1,11 +1,11 @@
 //! The network side of a pull: OCI registries, HTTP servers and files, as streams of bytes.
 //!
 //! ```text
-//! Fetcher -> oci ---------> auth -> realm
-//!         |    \-> manifest,    \
-//!         |        layers, hosts \
-//!         |-> http_source --------+-> http -> dial -> names, address, proxy, tls
-//!         |-> file, layout         \-> download -> body, pace
+//! Fetcher -> oci -> hosts, layers, others
+//!         |     \-> repository -> auth -> realm
+//!         |             \-> manifest  \
+//!         |-> http_source ------------+-> http -> dial -> names, address, proxy, tls
+//!         |-> file, layout             \-> download -> body, pace
 //!         \-> credential, credentials
 //! ```
 //!
@@ -35,9 +35,11 @@ mod layout;
 mod manifest;
 mod names;
 mod oci;
+mod others;
 mod pace;
 mod proxy;
 mod realm;
+mod repository;
 mod retry;
 mod tls;
 
