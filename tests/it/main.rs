@@ -47,5 +47,6 @@ mod structure;
 mod support;
 mod tags;
 mod tenants;
+mod token_protocol;
 mod ttl;
 mod updates;

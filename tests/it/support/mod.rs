@@ -27,6 +27,7 @@ pub mod scripted;
 pub mod sockets;
 pub mod standalone;
 pub mod timed;
+pub mod token_server;
 pub mod traffic;
 pub mod world;
 
