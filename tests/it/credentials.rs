@@ -1,9 +1,7 @@
 //! The node's own credentials: out of files and programs, for whom the configuration says and for nobody
 //! else.
 
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
-use std::path::PathBuf;
-use std::process::Command;
+use std::os::unix::fs::MetadataExt as _;
 
 use serde_json::json;
 
@@ -11,6 +9,7 @@ use crate::support::agent::{Agent, Options, command};
 use crate::support::control_plane::Protocol;
 use crate::support::ecds::Ecds;
 use crate::support::fixtures::module;
+use crate::support::programs::script;
 use crate::support::pulls::wasm_plugin;
 use crate::support::registry::{Access, Layout, PASSWORD, Registry, USER};
 use crate::support::world::{User, World};
@@ -21,17 +20,6 @@ async fn registry(world: &World) -> (Registry, String) {
     registry.publish("team/filter", "v1", Layout::Artifact, &module("add-header-v1")).await;
     let url = registry.url("team/filter", "v1");
     (registry, url)
-}
-
-/// A shell script that the agent's user may run. Another process writes it: what is open for writing here,
-/// and inherited by what another test starts, cannot be run.
-fn script(world: &World, name: &str, text: &str) -> PathBuf {
-    let folder = world.folder("programs", User::Agent, 0o755);
-    let source = world.write(&format!("{name}.source"), format!("#!/bin/sh\n{text}\n"), User::Tests, 0o644);
-    let file = folder.join(name);
-    assert!(Command::new("cp").args([&source, &file]).status().unwrap().success());
-    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o755)).unwrap();
-    folder
 }
 
 /// The kubelet's configuration with one provider for a registry, and the script that it is.

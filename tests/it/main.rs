@@ -27,6 +27,7 @@ mod hot_restart;
 mod hungry_modules;
 mod image;
 mod killed;
+mod leaks;
 mod leases;
 mod listeners;
 mod metrics;
