@@ -62,11 +62,11 @@ impl Hostile {
             address: server.address(),
             nowhere: world.address(),
             module: module("add-header-v1"),
-            token: secrets.new("token-of-the-hostile"),
-            signature: secrets.new("signature-of-the-hostile"),
-            words: secrets.new("words-of-the-hostile"),
+            token: secrets.make("token-of-the-hostile"),
+            signature: secrets.make("signature-of-the-hostile"),
+            words: secrets.make("words-of-the-hostile"),
         };
-        secrets.new("shown-to-the-hostile");
+        secrets.make("shown-to-the-hostile");
         secrets.add(&format!("carol:{}", secrets.get("shown-to-the-hostile")));
         server.handle(move |seen| Some(words.answer(seen)));
         Hostile(server)

@@ -16,7 +16,7 @@ pub struct Secrets(RefCell<Vec<String>>);
 
 impl Secrets {
     /// The secret of this name, which counts from now on. It differs in JSON, in a URL and in base64.
-    pub fn new(&self, name: &str) -> String {
+    pub fn make(&self, name: &str) -> String {
         let secret = self.get(name);
         self.add(&secret);
         secret
