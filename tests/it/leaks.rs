@@ -115,11 +115,12 @@ async fn nothing_that_a_whole_run_writes_shows_a_secret() {
         let is_told = |line: &str| line.contains("cannot get the module") && line.contains(&plugin.name);
         assert!(log.lines().any(is_told), "nothing is told of {}", plugin.name);
     }
-    for part in
-        ["was not found", "not authorised", "access to", "does not have the digest", "gave nothing for"]
-    {
-        assert!(said.contains(part), "no NACK says {part:?}");
-    }
+    // What takes longer than the hold is in no NACK.
+    let failed = plugins.iter().filter(|plugin| !plugin.arrives);
+    let in_nacks =
+        failed.filter(|plugin| said.contains(&format!("{:?}: cannot get", plugin.name).replace('"', "\\\"")));
+    let in_nacks = in_nacks.count();
+    assert!(in_nacks >= 10, "{in_nacks} in NACKs: {said}");
     assert!(log.contains("\"level\":\"DEBUG\""), "{log}");
     for place in
         ["stdout of", "stderr of", "'s /state", "'s /metrics", "the file v1/content/notes", "sent to the"]
