@@ -69,15 +69,15 @@ fn read_source(number: usize, source: &str) -> Result<Vec<Wanted>, CliError> {
     }
     let url: ModuleUrl = source.parse().map_err(|error| {
         // An invalid URL may be one because of what is secret in it: a password stands before an @, a
-        // signature behind a ?.
-        if source.contains(['?', '@']) {
+        // signature behind a ?, and anything behind a #.
+        if source.contains(['?', '@', '#']) {
             return CliError::Usage(format!("source {number}: {error}"));
         }
         let hint = if path.is_absolute() { "; a file is named as file:///DIR/FILE" } else { "" };
         CliError::Usage(format!("{source}: {error}{hint}"))
     })?;
-    // A query is not shown, and without one the user's own spelling is the best name.
-    let shown = if source.contains('?') { url.to_string() } else { source.to_owned() };
+    // Query and fragment are not shown, and without them the user's own spelling is the best name.
+    let shown = if source.contains(['?', '#']) { url.to_string() } else { source.to_owned() };
     let request = ModuleRequest { caller: Caller::Operator, ..ModuleRequest::new(url) };
     Ok(vec![Wanted { url: shown, request }])
 }
@@ -237,6 +237,7 @@ mod tests {
             "me:hunter2@h/x",
             "hunter2://h/x?",
             "https://h:99999/x?sig=hunter2@",
+            "https://h:99999/x#hunter2",
         ] {
             let Err(error) = read_source(1, source) else { panic!("{source} is read") };
             assert!(!error.to_string().contains("hun"), "{error}");

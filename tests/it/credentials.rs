@@ -1,19 +1,19 @@
 //! The node's own credentials: out of files and programs, for whom the configuration says and for nobody
 //! else.
 
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
-use std::path::PathBuf;
-use std::process::Command;
+use std::os::unix::fs::MetadataExt as _;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::support::agent::{Agent, Options, command};
+use crate::support::authority::Authority;
 use crate::support::control_plane::Protocol;
 use crate::support::ecds::Ecds;
 use crate::support::fixtures::module;
-use crate::support::pulls::wasm_plugin;
+use crate::support::programs::script;
+use crate::support::pulls::{prefetch, wasm_plugin};
 use crate::support::registry::{Access, Layout, PASSWORD, Registry, USER};
-use crate::support::world::{User, World};
+use crate::support::world::{User, World, is_root};
 
 /// A registry with a password, and a module in it.
 async fn registry(world: &World) -> (Registry, String) {
@@ -21,17 +21,6 @@ async fn registry(world: &World) -> (Registry, String) {
     registry.publish("team/filter", "v1", Layout::Artifact, &module("add-header-v1")).await;
     let url = registry.url("team/filter", "v1");
     (registry, url)
-}
-
-/// A shell script that the agent's user may run. Another process writes it: what is open for writing here,
-/// and inherited by what another test starts, cannot be run.
-fn script(world: &World, name: &str, text: &str) -> PathBuf {
-    let folder = world.folder("programs", User::Agent, 0o755);
-    let source = world.write(&format!("{name}.source"), format!("#!/bin/sh\n{text}\n"), User::Tests, 0o644);
-    let file = folder.join(name);
-    assert!(Command::new("cp").args([&source, &file]).status().unwrap().success());
-    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o755)).unwrap();
-    folder
 }
 
 /// The kubelet's configuration with one provider for a registry, and the script that it is.
@@ -127,6 +116,51 @@ async fn a_program_that_cannot_help_is_named_and_what_it_prints_is_not_repeated(
         assert_eq!(run.status.code(), Some(1), "{said}");
         assert!(said.contains("a-provider") && said.contains(&host) && said.contains(why), "{said}");
         assert!(!said.contains("hunter2"), "{said}");
+    }
+}
+
+/// As a file is that only root may read, to an agent that runs as somebody else.
+#[tokio::test]
+async fn a_file_that_is_not_for_the_agent_is_named_with_the_reason_and_nobody_is_asked_without_it() {
+    let world = World::new();
+    let (registry, url) = registry(&world).await;
+    let host = registry.address().to_string();
+    let mode = if is_root() { 0o400 } else { 0o000 };
+    let closed = |name: &str| world.write(name, "hunter2", User::Tests, mode);
+    let file = closed("file");
+    world.folder("secrets", User::Agent, 0o755);
+    let secret = closed("secrets/pull.dockerconfigjson");
+    world.folder(&format!("certs.d/{host}"), User::Agent, 0o755);
+    let hosts = closed(&format!("certs.d/{host}/hosts.toml"));
+    let programs = world.folder("programs", User::Agent, 0o755);
+    let open = Authority::new(&world, "ca").file;
+    let of = |extra: Value| {
+        let mut entry = json!({"for": [&host]});
+        entry.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+        json!({"credentials": [entry]})
+    };
+    let access = |extra: Value| json!({"registries": {&host: extra}});
+    for (keys, named) in [
+        (of(json!({"user": USER, "password_file": file})), &file),
+        (of(json!({"token_file": file})), &file),
+        (of(json!({"identity_token_file": file})), &file),
+        (of(json!({"docker_config": file})), &file),
+        (of(json!({"kubernetes_secrets": world.path().join("secrets")})), &secret),
+        (json!({"credential_providers": {"config": file, "bin_directory": programs}}), &file),
+        (access(json!({"ca_file": file})), &file),
+        (access(json!({"ca_file": open, "client_certificate": {"certificate": open, "key": file}})), &file),
+        (json!({"containerd_hosts": [world.path().join("certs.d")]}), &hosts),
+    ] {
+        let mut whole = json!({"version": 1});
+        whole.as_object_mut().unwrap().extend(keys.as_object().unwrap().clone());
+        let config = world.write("config.yaml", whole.to_string(), User::Agent, 0o600);
+        let before = registry.pulls().await.len();
+        let refused = prefetch(&world, ["--config", config.to_str().unwrap(), &url], &[]).await;
+        let (_, text) = refused.error(&url);
+        let path = named.display().to_string();
+        assert!(text.contains(&path) && text.contains("Permission denied"), "{keys}: {text}");
+        assert!(!format!("{refused:?}").contains("hunter2"), "{refused:?}");
+        assert_eq!(registry.pulls().await.len(), before, "{keys}");
     }
 }
 

@@ -4,14 +4,20 @@ use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
-use crate::support::agent::command;
+use crate::support::agent::{Agent, Options, command};
 use crate::support::authority::Authority;
 use crate::support::bad_server::{BadServer, Reply};
 use crate::support::client;
+use crate::support::control_plane::Protocol;
+use crate::support::control_plane::serve::Serving;
+use crate::support::ecds::Ecds;
+use crate::support::envoy::Xds;
 use crate::support::fixtures::module;
 use crate::support::forward_proxy::ForwardProxy;
+use crate::support::mesh::from_istio;
 use crate::support::pulls::{Prefetched, prefetch};
 use crate::support::registry::{Access, Layout, OCI_MANIFEST, Registry};
+use crate::support::resources::Kind;
 use crate::support::world::{User, World};
 
 const MODULE: &str = "add-header-v1";
@@ -137,6 +143,75 @@ async fn a_nodes_containerd_folders_are_used_as_they_are() {
     assert!(reason == "hosts" && text.contains("hosts.toml line 1: server should be a text"), "{text}");
 }
 
+/// The registry's certificate and its authority, our own certificate and `hosts.toml`, all replaced under an
+/// agent that runs.
+#[tokio::test]
+async fn what_a_host_is_reached_by_is_read_anew_for_each_pull_of_a_running_agent() {
+    let world = World::new();
+    let mut registry = registry(&world).await;
+    for tag in ["v2", "v3"] {
+        registry.publish("filter", tag, Layout::OciImage, &module(MODULE)).await;
+    }
+    let host = registry.address().to_string();
+    let names = [registry.address().ip().to_string()];
+    let old = Authority::new(&world, "ca");
+    let client = old.pair(&world, "client", &["client.test".to_owned()]);
+    let own = old.pair(&world, "server", &names);
+    registry.secure(&world, &own, Some(&old)).await;
+
+    let control_plane = Serving::listen(Xds::Tcp(world.address())).await;
+    let entry = json!({
+        "ca_file": old.file, "client_certificate": {"certificate": client.certificate, "key": client.key},
+    });
+    let more = format!(
+        "fetch: {{hold: 0s}}\nregistries: {}\ncontainerd_hosts: [{}]",
+        json!({&host: entry}),
+        world.folder("certs.d", User::Agent, 0o755).display()
+    );
+    let agent = Agent::start(&world, &Options::upstream(control_plane.address()).with(&more)).await;
+    world.folder("certs.d/registry.test", User::Agent, 0o755);
+    let lead_to = |server: &str| {
+        let pair = json!([[client.certificate, client.key]]);
+        let text = format!("server = \"https://{server}\"\nca = {}\nclient = {pair}\n", json!(old.file));
+        world.write("certs.d/registry.test/hosts.toml", text, User::Agent, 0o644);
+    };
+    let ask = async |tag: &str, registry: &str| {
+        let name = format!("{tag} of {registry}");
+        control_plane.set(from_istio(Kind::Http, &format!("oci://{registry}/filter:{tag}")).resource(&name));
+        (Ecds::subscribe(agent.tcp, Protocol::Delta, std::slice::from_ref(&name)).await, name)
+    };
+    let gets = async |tag: &str, registry: &str| {
+        let (mut envoy, name) = ask(tag, registry).await;
+        assert_eq!(std::fs::read(envoy.module(&name).await).unwrap(), module(MODULE));
+    };
+
+    // Where nobody listens, and then where the registry does.
+    lead_to(&world.address().to_string());
+    let (mut envoy, name) = ask("v1", "registry.test").await;
+    envoy.denied(&name).await;
+    lead_to(&host);
+    gets("v2", "registry.test").await;
+    gets("v1", &host).await;
+
+    // All certificates are of another authority, first the registry's and then the agent's files.
+    let new = Authority::new(&world, "new-ca");
+    let own = new.pair(&world, "new-server", &names);
+    registry.secure(&world, &own, Some(&new)).await;
+    for registry in ["registry.test", &host] {
+        let (mut envoy, name) = ask("v3", registry).await;
+        envoy.denied(&name).await;
+    }
+    let next = new.pair(&world, "new-client", &["client.test".to_owned()]);
+    for (from, to) in [(&new.file, "ca.pem"), (&next.certificate, "client.pem"), (&next.key, "client.key")] {
+        world.write(to, std::fs::read(from).unwrap(), User::Agent, 0o600);
+    }
+    for registry in ["registry.test", &host] {
+        let name = format!("v3 of {registry}");
+        let mut envoy = Ecds::subscribe(agent.tcp, Protocol::Delta, std::slice::from_ref(&name)).await;
+        assert_eq!(std::fs::read(envoy.module(&name).await).unwrap(), module(MODULE));
+    }
+}
+
 #[tokio::test]
 async fn a_forward_proxy_leads_to_registries_with_and_without_tls_and_its_password_stays_out_of_sight() {
     let world = World::new();
@@ -204,5 +279,35 @@ async fn istios_variables_hold_where_the_file_says_nothing() {
         "{check}"
     );
     assert!(check.contains("WASM_HTTP_REQUEST_TIMEOUT: fetch.timeout: 90s"), "{check}");
+    assert!(!check.contains("WASM_PURGE_INTERVAL") && !check.contains("WASM_INSECURE_REGISTRIES"), "{check}");
     assert!(check.contains("each for 3h after its last use") && check.contains("each within 90s"), "{check}");
+}
+
+/// Somebody who moves here with Istio's variables learns of each what has become of it.
+#[tokio::test]
+async fn check_says_of_each_of_istios_variables_what_it_does_or_that_it_does_nothing() {
+    let world = World::new();
+    let config = config(&world, &json!({"cache": {"expiry": "3h"}}));
+    let env = [
+        ("WASM_INSECURE_REGISTRIES", "dev.test"),
+        ("WASM_HTTP_REQUEST_TIMEOUT", "1m30s"),
+        ("WASM_HTTP_REQUEST_MAX_RETRIES", "7"),
+        ("WASM_MODULE_EXPIRY", "2h"),
+        ("WASM_PURGE_INTERVAL", "10m"),
+        ("ISTIO_WASM_MAX_BINARY_SIZE_BYTES", "1048576"),
+        ("BLOCKED_CIDRS_IN_WASM_FETCH", "10.0.0.0/8"),
+    ];
+    let check = command(&world, ["check", "--config", config.to_str().unwrap()], &env).await;
+    assert_eq!(check.status.code(), Some(0), "{check:?}");
+    let check = String::from_utf8(check.stdout).unwrap();
+    let told = |name: &str| check.lines().filter(|line| line.contains(name)).count();
+    for (name, _) in env {
+        assert_eq!(told(name), 1, "{name}: {check}");
+    }
+    for name in ["WASM_PURGE_INTERVAL", "WASM_MODULE_EXPIRY"] {
+        assert!(check.contains(&format!("{name}: without effect")), "{check}");
+    }
+    assert!(check.contains("WASM_INSECURE_REGISTRIES: dev.test"), "{check}");
+    assert!(check.contains("ISTIO_WASM_MAX_BINARY_SIZE_BYTES: cache.max_module_bytes: 1MiB"), "{check}");
+    assert!(check.contains("BLOCKED_CIDRS_IN_WASM_FETCH: added to blocked_cidrs: 10.0.0.0/8"), "{check}");
 }

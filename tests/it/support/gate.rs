@@ -1,7 +1,8 @@
-//! A TCP proxy in front of a server, by which a test holds an answer in mid-air or takes the server away.
+//! A TCP proxy in front of a server, by which a test holds an answer in mid-air or takes the server away, and
+//! sees who asked for what.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -18,7 +19,21 @@ pub struct Gate {
     allowance: watch::Sender<u64>,
     /// How many connections have used up their allowance and have more to carry.
     held: Arc<watch::Sender<usize>>,
+    /// How often all connections were cut.
+    cuts: watch::Sender<usize>,
+    said: Arc<Mutex<Vec<Said>>>,
     task: AbortHandle,
+}
+
+/// What a client said on one connection.
+type Said = Arc<Mutex<Vec<u8>>>;
+
+/// A request that came through, without a body.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Carried {
+    pub method: String,
+    pub path: String,
+    pub authorization: Option<String>,
 }
 
 impl Gate {
@@ -28,13 +43,26 @@ impl Gate {
         let (allowance, limit) = watch::channel(u64::MAX);
         let held = Arc::new(watch::Sender::new(0));
         let counter = held.clone();
+        let (cuts, cut) = watch::channel(0);
+        let said = Arc::<Mutex<Vec<Said>>>::default();
+        let all = said.clone();
         let task = tokio::spawn(async move {
             let mut connections = JoinSet::new();
             while let Ok((client, _)) = listener.accept().await {
-                connections.spawn(carry(client, server, limit.clone(), counter.clone()));
+                let (limit, counter, mut cut) = (limit.clone(), counter.clone(), cut.clone());
+                cut.mark_unchanged();
+                let said = Said::default();
+                all.lock().unwrap_or_else(PoisonError::into_inner).push(said.clone());
+                connections.spawn(async move {
+                    tokio::select! {
+                        biased;
+                        _ = cut.changed() => {}
+                        () = carry(client, server, said, limit, counter) => {}
+                    }
+                });
             }
         });
-        Gate { address, allowance, held, task: task.abort_handle() }
+        Gate { address, allowance, held, cuts, said, task: task.abort_handle() }
     }
 
     /// Where clients connect instead.
@@ -53,6 +81,32 @@ impl Gate {
         self.hold_after(u64::MAX);
     }
 
+    /// Ends all connections there are; others may come.
+    pub fn cut(&self) {
+        self.cuts.send_modify(|cuts| *cuts += 1);
+    }
+
+    /// All requests that came so far, of clients that send no bodies; connection by connection.
+    pub fn carried(&self) -> Vec<Carried> {
+        let all = self.said.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let texts = all.iter().map(|said| {
+            String::from_utf8_lossy(&said.lock().unwrap_or_else(PoisonError::into_inner)).into_owned()
+        });
+        let heads = texts.flat_map(|text| text.split("\r\n\r\n").map(str::to_owned).collect::<Vec<_>>());
+        let read = |head: String| {
+            let (first, headers) = head.split_once("\r\n")?;
+            let mut first = first.split(' ');
+            let mut headers = headers.lines().filter_map(|line| line.split_once(": "));
+            let authorization = headers.find(|(name, _)| name.eq_ignore_ascii_case("authorization"));
+            Some(Carried {
+                method: first.next()?.to_owned(),
+                path: first.next()?.to_owned(),
+                authorization: authorization.map(|(_, value)| value.to_owned()),
+            })
+        };
+        heads.filter_map(read).collect()
+    }
+
     /// Waits until at least one connection stands still with bytes to carry.
     pub async fn held(&self) {
         let mut held = self.held.subscribe();
@@ -69,6 +123,7 @@ impl Drop for Gate {
 async fn carry(
     client: TcpStream,
     server: SocketAddr,
+    said: Said,
     limit: watch::Receiver<u64>,
     held: Arc<watch::Sender<usize>>,
 ) {
@@ -77,7 +132,7 @@ async fn carry(
     let (mut from_client, mut to_client) = client.into_split();
     let (mut from_server, mut to_server) = server.into_split();
     let up = async {
-        let _ = tokio::io::copy(&mut from_client, &mut to_server).await;
+        let _ = carry_requests(&mut from_client, &mut to_server, &said).await;
         let _ = to_server.shutdown().await;
     };
     let down = async {
@@ -85,6 +140,22 @@ async fn carry(
         let _ = to_client.shutdown().await;
     };
     tokio::join!(up, down);
+}
+
+async fn carry_requests(
+    from: &mut (impl AsyncReadExt + Unpin),
+    to: &mut (impl AsyncWriteExt + Unpin),
+    said: &Mutex<Vec<u8>>,
+) -> std::io::Result<()> {
+    let mut buffer = vec![0; 16 * 1024];
+    loop {
+        let read = from.read(&mut buffer).await?;
+        if read == 0 {
+            return Ok(());
+        }
+        said.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(&buffer[..read]);
+        to.write_all(&buffer[..read]).await?;
+    }
 }
 
 async fn carry_answers(
@@ -104,9 +175,9 @@ async fn carry_answers(
         while !rest.is_empty() {
             let allowed = limit.borrow_and_update().saturating_sub(carried);
             if allowed == 0 {
-                held.send_modify(|count| *count += 1);
+                let standing = Standing::new(held);
                 let changed = limit.changed().await;
-                held.send_modify(|count| *count -= 1);
+                drop(standing);
                 if changed.is_err() {
                     return Ok(());
                 }
@@ -117,5 +188,21 @@ async fn carry_answers(
             carried += now as u64;
             rest = &rest[now..];
         }
+    }
+}
+
+/// A connection that is held, until it is not or is cut.
+struct Standing<'a>(&'a watch::Sender<usize>);
+
+impl<'a> Standing<'a> {
+    fn new(held: &'a watch::Sender<usize>) -> Self {
+        held.send_modify(|count| *count += 1);
+        Standing(held)
+    }
+}
+
+impl Drop for Standing<'_> {
+    fn drop(&mut self) {
+        self.0.send_modify(|count| *count -= 1);
     }
 }

@@ -19,14 +19,17 @@ pub mod forward_proxy;
 pub mod gate;
 pub mod mesh;
 pub mod process;
+pub mod programs;
 pub mod pulls;
 pub mod registry;
 pub mod resources;
 pub mod scene;
 pub mod scripted;
+pub mod search;
 pub mod sockets;
 pub mod standalone;
 pub mod timed;
+pub mod token_server;
 pub mod traffic;
 pub mod world;
 

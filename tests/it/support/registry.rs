@@ -18,6 +18,7 @@ use super::authority::{Authority, Pair};
 use super::client::{self, Answer};
 use super::eventually;
 use super::process::{Process, Program};
+use super::token_server::TokenServer;
 use super::world::{User, World, tool};
 
 /// The user of a registry with a password who publishes.
@@ -107,6 +108,16 @@ impl Registry {
         }
         world.write(file, config.to_string(), User::Tests, 0o600);
         // Asked in plain HTTP, it answers that it speaks TLS.
+        self.resume(world).await;
+    }
+
+    /// Starts it anew behind a token server, whose tokens are the only way in from now on. What was pushed
+    /// stays; nothing can be pushed from here any more.
+    pub async fn guard(&mut self, world: &World, tokens: &TokenServer) {
+        self.stop();
+        let (file, config) = &mut self.config;
+        config["auth"] = tokens.auth();
+        world.write(file, config.to_string(), User::Tests, 0o600);
         self.resume(world).await;
     }
 

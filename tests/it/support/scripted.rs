@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use bytes::Bytes;
 use envoy_types::pb::envoy::config::core::v3::{Node, TypedExtensionConfig};
 use envoy_types::pb::envoy::extensions::filters::http::wasm::v3::Wasm;
 use envoy_types::pb::envoy::service::discovery::v3::{
@@ -61,6 +62,8 @@ pub struct Scripted {
     rejected: BTreeMap<String, Any>,
     /// What responses on this stream have carried.
     carried: BTreeSet<String>,
+    /// All messages that came, as they came.
+    pub messages: Vec<Bytes>,
     /// All that was accepted and differed from what was there: name and label.
     pub history: Vec<(String, String)>,
 }
@@ -83,6 +86,7 @@ impl Scripted {
             held: BTreeMap::new(),
             rejected: BTreeMap::new(),
             carried: BTreeSet::new(),
+            messages: Vec::new(),
             history: Vec::new(),
         }
     }
@@ -220,7 +224,9 @@ impl Scripted {
     }
 
     /// Takes a message, and holds it to what an Envoy needs.
-    fn read(&mut self, bytes: &[u8]) -> Received {
+    fn read(&mut self, bytes: &Bytes) -> Received {
+        self.messages.push(bytes.clone());
+        let bytes = bytes.as_ref();
         let (received, resources) = match self.protocol {
             Protocol::Sotw => {
                 let response = DiscoveryResponse::decode(bytes).expect("a DiscoveryResponse");
