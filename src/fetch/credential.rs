@@ -113,6 +113,16 @@ impl Credential {
 }
 
 impl Login {
+    /// Whether a stranger's text repeats what is secret in this.
+    pub(super) fn is_in(&self, text: &str) -> bool {
+        match self {
+            Login::Password { user, password } => {
+                is_repeated(text, &[password.expose()]) || is_repeated(text, &[&basic(user, password)])
+            }
+            Login::Identity(token) | Login::Registry(token) => is_repeated(text, &[token.expose()]),
+        }
+    }
+
     /// Appends bytes that no other login has.
     pub(super) fn write_identity(&self, bytes: &mut Vec<u8>) {
         let (tag, parts) = match self {
@@ -126,6 +136,23 @@ impl Login {
             bytes.extend_from_slice(part.expose().as_bytes());
         }
     }
+}
+
+/// Whether a stranger's text repeats any of these, as it is or as it is sent. Of both only letters and digits
+/// count, large or small. What is shorter than four of them is found in too many texts.
+pub(super) fn is_repeated(text: &str, secrets: &[&str]) -> bool {
+    let letters = |text: &str| {
+        let letters = text.chars().filter(char::is_ascii_alphanumeric).map(|c| c.to_ascii_lowercase());
+        Zeroizing::new(letters.collect::<String>())
+    };
+    let text = letters(text);
+    secrets.iter().any(|secret| {
+        let forms = [(*secret).to_owned(), general_purpose::STANDARD.encode(secret), hex::encode(secret)];
+        forms.map(Zeroizing::new).iter().any(|form| {
+            let form = letters(form);
+            form.len() >= 4 && text.contains(&**form)
+        })
+    })
 }
 
 impl fmt::Debug for Credential {
@@ -149,6 +176,19 @@ pub(super) fn basic(user: &Secret, password: &Secret) -> Zeroizing<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_text_that_repeats_a_login_is_known_however_it_is_written() {
+        let login =
+            Login::Password { user: Secret::new("me".into()), password: Secret::new("hunter2".into()) };
+        let base64 = |text: &str| general_purpose::STANDARD.encode(text);
+        for text in ["application/hunter2", "x/HUN-ter2", &base64("me:hunter2"), &hex::encode("hunter2")] {
+            assert!(login.is_in(&format!("its media type is {text}")), "{text}");
+        }
+        assert!(login.is_in(&base64("me:hunter2").to_ascii_lowercase()));
+        assert!(!login.is_in("its media type is application/vnd.cncf.helm.chart.content.v1.tar+gzip"));
+        assert!(!Login::Registry(Secret::new("x".into())).is_in("application/x"), "it is in too many words");
+    }
 
     #[test]
     fn credentials_are_told_apart_and_do_not_print() {

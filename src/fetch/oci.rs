@@ -65,7 +65,9 @@ pub(super) async fn locate(
         None => asking.ask_each(&resolving(&hosts), question).await?,
     };
     let Answer::Image { manifest, index, image } = answer else { return Err(FetchError::Interrupted) };
-    let layers = image.layers().map_err(|refusal| repository.refused(refusal))?;
+    let Layers { top, below } = image.layers().map_err(|refusal| repository.refused(refusal))?;
+    let below = below.into_iter().map(|layer| layer.map_err(|refusal| repository.without_secrets(refusal)));
+    let layers = Layers { top, below: below.collect() };
     layers::check_size(shared, &layers.top, &repository.what)?;
     let others = asking.others(&hosts, &repository, &layers.top);
     Ok(Found { manifest, index, layers, repository, others })

@@ -12,7 +12,7 @@ use url::Url;
 
 use super::Shared;
 use super::auth::{Asker, Authorization};
-use super::credential::Login;
+use super::credential::{Login, is_repeated};
 use super::error::{FetchError, RegistryCode};
 use super::hosts::Endpoint;
 use super::http::{Peer, Request, Response, Session};
@@ -324,7 +324,23 @@ impl Repository {
     }
 
     pub(super) fn refused(&self, refusal: Refusal) -> FetchError {
-        layers::refused(&self.what, refusal)
+        layers::refused(&self.what, self.without_secrets(refusal))
+    }
+
+    /// The same, unless the registry has put into it what it was shown: media types are a stranger's words.
+    pub(super) fn without_secrets(&self, refusal: Refusal) -> Refusal {
+        let (Refusal::Invalid(reason) | Refusal::Unsupported(reason)) = &refusal;
+        let sent = self.authorization.as_ref().and_then(|sent| sent.header.to_str().ok());
+        // What follows the scheme.
+        let sent = sent.and_then(|header| header.split_once(' ')).map(|(_, value)| value);
+        let is_repeated = self.login.as_ref().is_some_and(|login| login.is_in(reason))
+            || sent.is_some_and(|sent| is_repeated(reason, &[sent]));
+        let hidden = || "what its registry says of it repeats the credential, and is not shown".to_owned();
+        match refusal {
+            Refusal::Invalid(_) if is_repeated => Refusal::Invalid(hidden()),
+            Refusal::Unsupported(_) if is_repeated => Refusal::Unsupported(hidden()),
+            refusal => refusal,
+        }
     }
 
     pub(super) fn layer_name(&self, layer: &Layer) -> String {

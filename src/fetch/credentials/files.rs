@@ -1,16 +1,13 @@
 //! Files with secrets: read whenever they are needed and never kept, so that a change counts at once and
 //! nothing lies in memory for longer than it is used.
 
-use std::fs::{File, OpenOptions};
-use std::io::Read as _;
-use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::OFlags;
 use zeroize::Zeroizing;
 
-/// Bytes of one file.
-const MAX_BYTES: usize = 1 << 20;
+use crate::fetch::files::read_small;
+
 /// What a folder of secrets may hold.
 const MAX_ENTRIES: usize = 10_000;
 
@@ -19,23 +16,7 @@ const KEYS: [&str; 2] = [".dockerconfigjson", ".dockercfg"];
 
 /// The text of a file. The error says what is wrong and nothing of what is in it.
 pub(super) fn read(path: &Path) -> Result<Zeroizing<String>, String> {
-    // Opening a named pipe that nobody writes to must not block.
-    let flags = OFlags::NONBLOCK.bits().cast_signed();
-    let opened = OpenOptions::new().read(true).custom_flags(flags).open(path);
-    let file: File = opened.map_err(|error| error.to_string())?;
-    let found = file.metadata().map_err(|error| error.to_string())?;
-    if !found.is_file() {
-        return Err("it is not a regular file".to_owned());
-    }
-    if found.len() > MAX_BYTES as u64 {
-        return Err("it is larger than 1 MiB".to_owned());
-    }
-    // Of one size from the start: a buffer that grows leaves copies behind.
-    let mut bytes = Zeroizing::new(Vec::with_capacity(found.len() as usize + 1));
-    file.take(MAX_BYTES as u64 + 1).read_to_end(&mut bytes).map_err(|error| error.to_string())?;
-    if bytes.len() > MAX_BYTES {
-        return Err("it is larger than 1 MiB".to_owned());
-    }
+    let bytes = read_small(path).map_err(|error| error.to_string())?;
     match std::str::from_utf8(&bytes) {
         Ok(text) => Ok(Zeroizing::new(text.to_owned())),
         Err(_) => Err("it is not text".to_owned()),
@@ -103,7 +84,7 @@ mod tests {
         for (bytes, why) in [
             (&b"\n"[..], "it is empty"),
             (b"\xff", "it is not text"),
-            (&vec![b'x'; MAX_BYTES + 1], "it is larger than 1 MiB"),
+            (&vec![b'x'; (1 << 20) + 1], "it is larger than 1 MiB"),
         ] {
             std::fs::write(&file, bytes).unwrap();
             assert_eq!(read_value(&file).unwrap_err(), why);

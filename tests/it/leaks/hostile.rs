@@ -27,7 +27,7 @@ struct Words {
 
 impl Hostile {
     /// Those for which it wants a password, and whether their module arrives.
-    pub const REPOSITORIES: [(&str, bool); 18] = [
+    pub const REPOSITORIES: [(&str, bool); 20] = [
         ("basic-then-signed", true),
         ("token-then-signed", true),
         ("signed-denied", false),
@@ -46,6 +46,8 @@ impl Hostile {
         ("token-missing", false),
         ("manifest-without-sense", false),
         ("manifest-of-another-digest", false),
+        ("layer-of-another-type", false),
+        ("manifest-of-another-type", false),
     ];
     /// The same of files.
     pub const FILES: [(&str, bool); 5] = [
@@ -166,7 +168,20 @@ impl Words {
             "annotations": {"words": self.words},
         });
         let manifest = Reply::ok(manifest.to_string()).header("content-type", OCI_MANIFEST);
+        let shown = seen.authorization.as_deref().unwrap_or_default().replace(' ', "-");
         match repository {
+            "layer-of-another-type" => Reply {
+                body: String::from_utf8_lossy(&manifest.body)
+                    .replace("application/wasm", &format!("application/{shown}"))
+                    .into_bytes(),
+                ..manifest
+            },
+            "manifest-of-another-type" => Reply {
+                body: String::from_utf8_lossy(&manifest.body)
+                    .replace(OCI_MANIFEST, &format!("application/{shown}"))
+                    .into_bytes(),
+                ..Reply::ok("")
+            },
             "manifest-without-sense" => Reply::ok(format!("{{\"schemaVersion\": {}", self.words)),
             "manifest-of-another-digest" => manifest.header("docker-content-digest", &self.words),
             _ => manifest,
