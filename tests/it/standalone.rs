@@ -88,7 +88,7 @@ async fn a_changed_file_reaches_envoy(variant: Variant) {
     standalone.write("plugins/auth.yaml", &other);
     traffic.sees("200 v2", 20).await;
     traffic.saw_only(&[&one, &two, &three, "200 v2"]);
-    assert_eq!(envoy.ecds_stat(Kind::Http, "team.auth", "config_reload").await, 4);
+    envoy.reloaded(Kind::Http, "team.auth", 4).await;
 }
 
 #[tokio::test]

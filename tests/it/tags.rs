@@ -148,7 +148,7 @@ async fn a_reload_has_a_running_envoy_follow_a_tag() {
     mesh.agent.process().signal(Signal::HUP);
     let served = async || in_short(&envoy::request(web).await);
     eventually("the tag's new module", async || (served().await == "200 v2").then_some(())).await;
-    assert_eq!(envoy.ecds_stat(Kind::Http, "filter", "config_reload").await, 2);
+    envoy.reloaded(Kind::Http, "filter", 2).await;
     assert_eq!(mesh.agent.metric("wasmferry_tag_refreshes_total{result=\"moved\"}").await, 1);
     let line = eventually("a line of the log", async || {
         mesh.agent.log().lines().find(|line| line.contains("the tag moved")).map(str::to_owned)

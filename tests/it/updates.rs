@@ -51,7 +51,7 @@ async fn an_update_arrives_when_its_registry_is_back(variant: Variant) {
     traffic.sees("200 v2", 20).await;
     traffic.saw_only(&["200 v1", "200 v2"]);
     assert_eq!(questions(), asked, "nobody had to ask for it");
-    assert_eq!(envoy.ecds_stat(Kind::Http, "filter", "config_reload").await, 2);
+    envoy.reloaded(Kind::Http, "filter", 2).await;
     assert_eq!(mesh.state("filter").await.unwrap()["serving"], "current");
 }
 
@@ -101,7 +101,7 @@ async fn an_update_that_was_overtaken_is_never_run(variant: Variant) {
     assert_eq!(payloads(&mesh.agent.cache), all, "it is kept");
     traffic.sees("200 v3", 100).await;
     traffic.saw_only(&["200 v1", "200 v3"]);
-    assert_eq!(envoy.ecds_stat(Kind::Http, "filter", "config_reload").await, 2);
+    envoy.reloaded(Kind::Http, "filter", 2).await;
     assert_eq!(envoy.ecds_stat(Kind::Http, "filter", "update_rejected").await, 0);
 }
 

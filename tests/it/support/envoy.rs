@@ -329,6 +329,13 @@ impl Envoy {
         self.stat(&format!("extension_config_discovery.{kind}.{filter}.{counter}")).await
     }
 
+    /// Holds that a discovered filter was put in place so often. Envoy counts it a little after it has done so.
+    pub async fn reloaded(&self, kind: resources::Kind, filter: &str, times: u64) {
+        let reloads = async || self.ecds_stat(kind, filter, "config_reload").await;
+        eventually(&format!("{times} reloads"), async || (reloads().await >= times).then_some(())).await;
+        assert_eq!(reloads().await, times, "{filter}");
+    }
+
     /// Where a listener listens, as soon as it does.
     pub async fn listener(&self, name: &str) -> SocketAddr {
         eventually("an active listener", async || {
