@@ -118,10 +118,15 @@ fn engine_lines(config: &Config) -> Vec<(&'static str, String)> {
         (
             "fetch",
             format!(
-                "{} at once from one server, each within {} and never {} without a byte",
+                "{} at once from one server, {} in all, each within {} and never {} {}",
                 fetch.concurrency,
+                fetch.downloads,
                 show_duration(fetch.timeout),
-                show_duration(fetch.progress_timeout)
+                show_duration(fetch.progress_timeout),
+                match fetch.min_rate {
+                    0 => "without a byte".to_owned(),
+                    rate => format!("below {} a second", show_size(rate)),
+                }
             ),
         ),
     ];
@@ -267,7 +272,7 @@ admin: {listen: "unix:/run/admin.sock"}
                stop         within 10s of SIGTERM\n  \
                store        modules of at most 8MiB in /proc\n  \
                keep         at most 10GiB of them, each for 24h after its last use, and 5% of the disk free\n  \
-               fetch        4 at once from one server, each within 2m and never 30s without a byte\n  \
+               fetch        4 at once from one server, 32 in all, each within 2m and never 30s below 1KiB a second\n  \
                take         what other stores have: /a, /b\n  \
                follow       tags that move in a.io, b.io, looking every 5m\n  \
                pull with    puller's password in /pw for a.io/team, b.io, on unix:/run/xds.sock\n  \

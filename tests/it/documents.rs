@@ -10,6 +10,8 @@ use wasmferry::fetch::Registry;
 use wasmferry::metrics::{MessageLabels, Metrics, ReasonLabel, ServingLabel, result};
 use wasmferry::wasm::Budgets;
 
+use crate::support::agent::binary;
+
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
@@ -283,6 +285,20 @@ fn every_hostile_peer_names_tests_that_exist() {
     for peer in peers {
         assert!(tests_named_in(peer, &sources) > 0, "{peer}");
     }
+}
+
+#[test]
+fn what_check_says_in_the_readme_is_what_it_says() {
+    let readme = document("README.md");
+    let (_, shown) =
+        readme.split_once("$ wasmferry check --config agent-config/node.yaml\n").expect("an example");
+    let shown: Vec<&str> = shown.lines().take_while(|line| !line.is_empty()).collect();
+    let file = root().join("agent-config/node.yaml");
+    let output =
+        std::process::Command::new(binary()).args(["check", "--config"]).arg(file).env_clear().output();
+    let said = String::from_utf8(output.expect("wasmferry").stdout).expect("text");
+    // The first line begins with the path.
+    assert_eq!(shown[1..], said.lines().skip(1).collect::<Vec<_>>());
 }
 
 #[test]
