@@ -6,6 +6,9 @@
 //! Names come from the store's own code: none holds a `/` or is `..`. What is at which name, and
 //! what it is good for, is not known here.
 
+mod entry;
+mod root;
+
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
@@ -13,13 +16,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::fs::{
-    AtFlags, CWD, Dir, FileType, FlockOperation, Mode, OFlags, Stat, StatVfsMountFlags, Timespec, Timestamps,
-    UTIME_OMIT, chmodat, fchmod, flock, fstat, fstatfs, fstatvfs, fsync, linkat, mkdirat, openat, renameat,
-    statat, unlinkat, utimensat,
+    AtFlags, CWD, Dir, FileType, FlockOperation, Mode, OFlags, Stat, Timespec, Timestamps, UTIME_OMIT,
+    chmodat, fchmod, flock, fstat, fstatfs, fstatvfs, fsync, linkat, mkdirat, openat, renameat, statat,
+    unlinkat, utimensat,
 };
 use rustix::io::Errno;
-use serde::{Deserialize, Serialize};
 
+pub(super) use self::entry::{Found, Identity, Inspected, Space};
+pub(super) use self::root::open_root;
 use super::error::{Operation, StoreError};
 use super::file::File;
 use super::observer::{Done, Name, Observer};
@@ -46,123 +50,6 @@ pub(super) struct Folder {
     fd: Arc<OwnedFd>,
     path: PathBuf,
     observer: Observer,
-}
-
-/// What lies at a name.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Found {
-    Nothing,
-    /// A read-only file of ours with this many bytes.
-    Sound(u64),
-    /// A file of ours that somebody may have written to.
-    Unsound,
-}
-
-/// A regular file of ours, unopened.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Inspected {
-    /// Bytes.
-    pub(super) size: u64,
-    /// Whether it has no other name.
-    pub(super) only_name: bool,
-    pub(super) mode: u32,
-    /// When it was last written to, in seconds since 1970, or what [`Folder::stamp`] gave it.
-    pub(super) stamp: u64,
-}
-
-/// Which file it is, and in which state: what any write to it changes, and any copy of it does not have.
-/// Another name for it changes it too.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Identity {
-    device: u64,
-    inode: u64,
-    /// Bytes.
-    pub(super) size: u64,
-    /// Seconds and nanoseconds since 1970.
-    modified: (i64, u64),
-    changed: (i64, u64),
-}
-
-impl Identity {
-    pub(super) fn of(stat: &Stat) -> Self {
-        Self {
-            device: stat.st_dev,
-            inode: stat.st_ino,
-            size: u64::try_from(stat.st_size).unwrap_or_default(),
-            modified: (stat.st_mtime, stat.st_mtime_nsec),
-            changed: (stat.st_ctime, stat.st_ctime_nsec),
-        }
-    }
-
-    /// Whether it is the same file, written to or not.
-    pub(super) fn is_file(&self, other: &Self) -> bool {
-        (self.device, self.inode) == (other.device, other.inode)
-    }
-
-    /// Whether it is the same file with the same bytes, perhaps under other names.
-    pub(super) fn has_bytes_of(&self, other: &Self) -> bool {
-        self.is_file(other) && (self.size, self.modified) == (other.size, other.modified)
-    }
-}
-
-/// The room on a file system, in bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Space {
-    /// For those without privileges.
-    pub(super) free: u64,
-    pub(super) total: u64,
-}
-
-/// Opens the folder that an operator named, after making it and its parents where they are missing.
-/// Links in the way to it are resolved here, once; from here on none is followed.
-pub(super) fn open_root(directory: &Path, observer: Observer) -> Result<Folder, StoreError> {
-    let resolve =
-        |error| StoreError::Io { operation: Operation::Resolve, path: directory.to_owned(), source: error };
-    let wanted = std::path::absolute(directory).map_err(resolve)?;
-    make_with_parents(&wanted, &observer)?;
-    let path = wanted.canonicalize().map_err(resolve)?;
-    if path.to_str().is_none() {
-        return Err(StoreError::NotText { path });
-    }
-    let (root, stat) = open_folder(CWD, &path, path.clone(), &observer)?
-        .ok_or_else(|| StoreError::new(Operation::OpenFolder, &path, Errno::NOENT))?;
-    admit(&stat, &path)?;
-    let mount = observer.run(Operation::Inspect, &path, || fstatvfs(&root.fd))?;
-    if mount.f_flag.contains(StatVfsMountFlags::RDONLY) {
-        return Err(StoreError::ReadOnly { path });
-    }
-    Ok(root)
-}
-
-fn make_with_parents(path: &Path, observer: &Observer) -> Result<(), StoreError> {
-    let make =
-        || observer.raw(Operation::MakeFolder, path, || mkdirat(CWD, path, Mode::from_raw_mode(PASSAGE)));
-    let made = match (make(), path.parent()) {
-        (Err(Errno::NOENT), Some(parent)) => {
-            make_with_parents(parent, observer)?;
-            make()
-        }
-        (made, _) => made,
-    };
-    match made {
-        // Whatever stands in its place is judged when it is opened.
-        Err(Errno::EXIST) => return Ok(()),
-        made => made.map_err(|errno| StoreError::new(Operation::MakeFolder, path, errno))?,
-    }
-    let open = || open_folder(CWD, path, path.to_owned(), observer);
-    let (folder, stat) = or_widened(CWD, path, path, PASSAGE, observer, open)?
-        .ok_or_else(|| StoreError::new(Operation::OpenFolder, path, Errno::NOENT))?;
-    admit(&stat, path)?;
-    folder.set_mode(PASSAGE)?;
-
-    let parent = path.parent().unwrap_or(path).to_owned();
-    match open_folder(&folder.fd, Path::new(".."), parent, observer) {
-        Ok(Some((parent, _))) => parent.sync(),
-        Ok(None) => Ok(()),
-        // One that we may write to and not read. A crash may take the new folder: a few fetches.
-        Err(error) if is_refusal(&error) => Ok(()),
-        Err(error) => Err(error),
-    }
 }
 
 /// Opens a folder that was made with `mode`, where an umask has taken even its owner's rights away too.

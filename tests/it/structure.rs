@@ -178,5 +178,8 @@ fn the_store_reaches_the_kernel_through_one_layer() {
     let mut found: Vec<_> = sources().into_iter().filter(touches).map(|source| source.path).collect();
     found.sort();
     // Of these, each call passes the observer; the second only reads.
-    assert_eq!(found, ["store/file.rs", "store/foreign.rs", "store/fs.rs"]);
+    assert_eq!(
+        found,
+        ["store/file.rs", "store/foreign.rs", "store/fs.rs", "store/fs/entry.rs", "store/fs/root.rs"]
+    );
 }
