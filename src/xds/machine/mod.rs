@@ -168,14 +168,15 @@ impl Machine {
 
     /// Envoy sent a request.
     pub fn on_envoy(&mut self, request: EnvoyRequest, now: Instant) {
-        self.given_changed = true;
         let verdict = self.envoy.verdict(&request);
         match &verdict {
             Verdict::Accepted(sent) => self.accepted(sent),
             Verdict::Rejected(sent, reason) => self.rejected(sent, reason),
             Verdict::None => {}
         }
-        let change = self.envoy.subscribe(&request, !matches!(verdict, Verdict::None));
+        let answers = !matches!(verdict, Verdict::None);
+        let change = self.envoy.subscribe(&request, answers);
+        self.given_changed |= answers || !change.dropped.is_empty() || !change.held.is_empty();
         for name in &change.dropped {
             self.forget(name);
         }

@@ -407,12 +407,18 @@ impl Slot {
         }
     }
 
-    /// The modules' files that Envoy may have to open, and those that it is about to be given. Some come
-    /// twice.
-    pub fn paths(&self) -> impl Iterator<Item = &Path> {
+    /// The modules' files that Envoy may have to open, and those that it is about to be given, each once.
+    pub fn paths(&self) -> impl Iterator<Item = &Path> + use<'_> {
         let candidates = [&self.candidate, &self.accepted, &self.sent, &self.last_good].into_iter().flatten();
-        let paths = candidates.filter_map(Candidate::path);
-        paths.chain(self.given.iter().map(PathBuf::as_path)).chain(self.made.as_ref().map(|made| &*made.path))
+        let paths = candidates.filter_map(Candidate::path).chain(self.given.iter().map(PathBuf::as_path));
+        let mut each: Vec<&Path> = Vec::new();
+        for path in paths.chain(self.made.as_ref().map(|made| &*made.path)) {
+            // As they are written: whoever reads them has more to do than this.
+            if !each.iter().any(|known| known.as_os_str() == path.as_os_str()) {
+                each.push(path);
+            }
+        }
+        each.into_iter()
     }
 
     /// Whether Envoy has accepted a config on this stream, so that what earlier ones gave it under this
