@@ -269,7 +269,7 @@ impl Config {
     fn of(name: &str, good: &LastGood) -> Self {
         Self {
             name: name.to_owned(),
-            path: good.made.path.clone(),
+            path: good.made.path.to_path_buf(),
             payload: good.made.payload.to_string(),
             source_key: hex::encode(good.made.source_key),
             body: hex::encode(&good.body),
@@ -279,7 +279,7 @@ impl Config {
     fn into_last_good(self, store: &Store) -> Option<(String, LastGood)> {
         let body = Bytes::from(hex::decode(self.body).ok()?);
         let source_key = hex::decode(self.source_key).ok()?.try_into().ok()?;
-        let made = Made { source_key, payload: self.payload.parse().ok()?, path: self.path };
+        let made = Made { source_key, payload: self.payload.parse().ok()?, path: self.path.into() };
         let view = store.view_at(&made.path)?;
         let stored = store.view(&view.audience, &view.payload).unwrap_or_else(|error| {
             tracing::warn!("cannot look at what worked before this start: {error}");

@@ -198,7 +198,8 @@ async fn what_is_remembered_for_later_is_leased() {
     let scene = Scene::new();
     let (a, b) = (scene.module("a"), scene.module("b"));
     let memory = Memory::default();
-    let made = Made { source_key: [7; 32], payload: PayloadDigest::from_bytes([8; 32]), path: a.clone() };
+    let made =
+        Made { source_key: [7; 32], payload: PayloadDigest::from_bytes([8; 32]), path: a.as_path().into() };
     memory.lock().accepted("one", false, Some(LastGood { body: Bytes::new(), made }));
     let member = scene.leases.join("listener", "node", Some(memory.clone()));
     given(&member, &[("two", false, &[&b])]).await;

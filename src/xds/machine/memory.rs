@@ -6,7 +6,7 @@
 //! time after the last such stream has ended.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -93,7 +93,7 @@ pub struct Made {
     pub source_key: [u8; 32],
     pub payload: PayloadDigest,
     /// The module's file, which the config names.
-    pub path: PathBuf,
+    pub path: Arc<Path>,
 }
 
 impl Made {

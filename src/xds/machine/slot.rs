@@ -6,6 +6,7 @@ mod offer;
 mod verdicts;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub use self::candidate::{Candidate, Hash, hash};
@@ -104,7 +105,7 @@ pub struct Slot {
     sent: Option<Candidate>,
     /// The modules' files that Envoy may have to open: of all that was sent since it last accepted
     /// something, and of that.
-    given: Vec<PathBuf>,
+    given: Vec<Arc<Path>>,
     /// Whether Envoy has judged what was sent.
     judged: bool,
     /// What Envoy judged last: it takes no second look at the same bytes.
@@ -269,7 +270,11 @@ impl Slot {
     /// The module is there; whether a failure ended by that.
     pub fn arrived(&mut self, module: &Module) -> Result<bool, Failure> {
         let Some(Offer { plan: Plan::Remote(remote), wrapper, .. }) = &self.offer else { return Ok(false) };
-        let made = Made { source_key: remote.source_key, payload: module.payload, path: module.path.clone() };
+        let made = Made {
+            source_key: remote.source_key,
+            payload: module.payload,
+            path: module.path.as_path().into(),
+        };
         // Another credential has another view of it, and that is all that changed.
         let last = self.made.take().filter(|last| last.is_as_good_as(&made));
         let detours = if last.is_some() { 0 } else { DETOURS };
@@ -289,7 +294,7 @@ impl Slot {
         // where something has changed, if not in what Envoy gets to see.
         for detour in 1..=detours {
             if self.is_news_of_old(&candidate) || self.unjudged_before.contains(&candidate.hash) {
-                made.path = detoured(&path, detour);
+                made.path = detoured(&path, detour).into();
                 candidate = candidate_of(&made)?;
             }
         }
@@ -410,15 +415,15 @@ impl Slot {
     /// The modules' files that Envoy may have to open, and those that it is about to be given, each once.
     pub fn paths(&self) -> impl Iterator<Item = &Path> + use<'_> {
         let candidates = [&self.candidate, &self.accepted, &self.sent, &self.last_good].into_iter().flatten();
-        let paths = candidates.filter_map(Candidate::path).chain(self.given.iter().map(PathBuf::as_path));
-        let mut each: Vec<&Path> = Vec::new();
-        for path in paths.chain(self.made.as_ref().map(|made| &*made.path)) {
-            // As they are written: whoever reads them has more to do than this.
-            if !each.iter().any(|known| known.as_os_str() == path.as_os_str()) {
+        let paths = candidates.filter_map(Candidate::path).chain(&self.given);
+        let mut each: Vec<&Arc<Path>> = Vec::new();
+        for path in paths.chain(self.made.as_ref().map(|made| &made.path)) {
+            // Most are clones of one.
+            if !each.iter().any(|known| Arc::ptr_eq(known, path)) && !each.contains(&path) {
                 each.push(path);
             }
         }
-        each.into_iter()
+        each.into_iter().map(|path| &**path)
     }
 
     /// Whether Envoy has accepted a config on this stream, so that what earlier ones gave it under this

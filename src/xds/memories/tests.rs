@@ -32,7 +32,7 @@ impl Home {
         let mut ingest = store.ingest().unwrap();
         ingest.write_all(text.as_bytes()).unwrap();
         let Stored { path, payload, .. } = ingest.finish().unwrap().commit(&Audience::Public).unwrap();
-        let made = Made { source_key: [7; 32], payload, path };
+        let made = Made { source_key: [7; 32], payload, path: path.into() };
         LastGood { body: Bytes::from_static(text.as_bytes()), made }
     }
 }

@@ -1,6 +1,7 @@
 //! A resource as it can be sent to Envoy.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
@@ -38,8 +39,8 @@ impl Candidate {
         self
     }
 
-    pub(super) fn path(&self) -> Option<&Path> {
-        self.made.as_ref().map(|made| made.path.as_path())
+    pub(super) fn path(&self) -> Option<&Arc<Path>> {
+        self.made.as_ref().map(|made| &made.path)
     }
 }
 

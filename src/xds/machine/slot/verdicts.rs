@@ -1,7 +1,5 @@
 //! What of a resource goes out to Envoy, and what Envoy says to that.
 
-use std::path::Path;
-
 use super::{Candidate, Doubt, Fetching, Hash, Slot, Trust};
 
 impl Slot {
@@ -84,7 +82,7 @@ impl Slot {
     /// A response that carries this went out.
     pub fn mark_sent(&mut self, candidate: Candidate) {
         self.judged = self.judged && self.sent() == Some(candidate.hash);
-        let path = candidate.path().map(Path::to_owned);
+        let path = candidate.path().cloned();
         self.given.extend(path.filter(|path| !self.given.contains(path)));
         self.sent = Some(candidate);
     }
@@ -138,7 +136,7 @@ impl Slot {
         let is_fallback = sent.as_ref().is_some_and(|sent| sent.fallback);
         if let Some(path) = sent.as_ref().and_then(Candidate::path).filter(|_| alone) {
             let accepted = self.accepted.as_ref().and_then(Candidate::path);
-            self.given.retain(|given| given != path || Some(given.as_path()) == accepted);
+            self.given.retain(|given| given != path || Some(given) == accepted);
         }
         self.fallback_rejected |= alone && is_fallback;
         self.judged = false;
