@@ -44,6 +44,13 @@ impl Usage {
         self.arrived.iter().skip(self.arrived.len().saturating_sub(since))
     }
 
+    /// What was about to come in is there, or will not come.
+    fn has_come(&mut self, payload: PayloadDigest, size: u64) {
+        if let Some(index) = self.arriving.iter().position(|room| *room == (payload, size)) {
+            self.arriving.swap_remove(index);
+        }
+    }
+
     fn reserved(&self) -> u64 {
         self.arriving.iter().map(|(_, size)| size).sum()
     }
@@ -55,12 +62,14 @@ pub(super) struct Room {
     store: Store,
     payload: PayloadDigest,
     size: u64,
+    is_kept: bool,
 }
 
 impl Room {
-    /// A payload of this size is in the store now.
-    pub(super) fn keep(self) {
-        let mut usage = self.store.usage();
+    /// A payload of this size is in the store now. In one step: nobody counts it as coming too.
+    pub(super) fn keep(mut self) {
+        let store = self.store.clone();
+        let mut usage = store.usage();
         usage.entries += 1;
         usage.bytes = usage.bytes.map(|bytes| bytes.saturating_add(self.size));
         usage.arrivals += 1;
@@ -68,14 +77,15 @@ impl Room {
         if usage.arrived.len() > ARRIVED {
             usage.arrived.pop_front();
         }
+        usage.has_come(self.payload, self.size);
+        self.is_kept = true;
     }
 }
 
 impl Drop for Room {
     fn drop(&mut self) {
-        let mut usage = self.store.usage();
-        if let Some(index) = usage.arriving.iter().position(|room| *room == (self.payload, self.size)) {
-            usage.arriving.swap_remove(index);
+        if !self.is_kept {
+            self.store.usage().has_come(self.payload, self.size);
         }
     }
 }
@@ -115,7 +125,7 @@ impl Store {
     /// Room below the limit for a payload that is about to get its place. None is taken for one that is
     /// there already.
     pub(super) fn reserve(&self, payload: &PayloadDigest, size: u64) -> Result<Room, StoreError> {
-        let nothing = || Room { store: self.clone(), payload: *payload, size: 0 };
+        let nothing = || Room { store: self.clone(), payload: *payload, size: 0, is_kept: false };
         if let Some(blobs) = Way::blob(payload).walk(self.root())?
             && blobs.find(&payload.hex())? != Found::Nothing
         {
@@ -132,7 +142,7 @@ impl Store {
                 return Ok(room);
             }
             // Otherwise another one was quicker, or what was counted is gone or needed by now.
-            if (counted.removed, counted.missed) == (0, 0) {
+            if !counted.fits && (counted.removed, counted.missed) == (0, 0) {
                 break;
             }
         }
@@ -147,7 +157,7 @@ impl Store {
         let mut usage = self.usage();
         usage.bytes?.checked_add(usage.reserved())?.checked_add(size).filter(|sum| *sum <= limit)?;
         usage.arriving.push((*payload, size));
-        Some(Room { store: self.clone(), payload: *payload, size })
+        Some(Room { store: self.clone(), payload: *payload, size, is_kept: false })
     }
 
     fn collect_for(&self, size: u64) -> Result<Counted, StoreError> {

@@ -100,6 +100,8 @@ pub(super) struct Counted {
     pub(super) removed: u64,
     /// Were to be removed, and were needed or gone.
     pub(super) missed: u64,
+    /// What it is to make room for fits, once all has gone that may.
+    pub(super) fits: bool,
 }
 
 /// A collection under way.
@@ -287,6 +289,7 @@ impl Collection {
         // Nothing goes for the sake of what does not fit anyway.
         let reachable = held.saturating_sub(free_to_go.iter().map(|entry| entry.size).sum());
         let fits = coming == 0 || reachable <= limits.max_bytes;
+        self.counted.fits = fits;
         let mut doomed = Vec::new();
         for entry in free_to_go {
             let expired = age.saturating_sub(entry.used) >= limits.expiry.as_secs();
