@@ -117,7 +117,7 @@ impl Login {
     pub(super) fn is_in(&self, text: &str) -> bool {
         match self {
             Login::Password { user, password } => {
-                is_repeated(text, &[password.expose()]) || is_repeated(text, &[&basic(user, password)])
+                is_repeated(text, &[password.expose(), &basic(user, password)])
             }
             Login::Identity(token) | Login::Registry(token) => is_repeated(text, &[token.expose()]),
         }

@@ -195,7 +195,7 @@ impl Found {
         let top = layers.top;
         let (shared, image) = (repository.shared.clone(), repository.what.clone());
         let promise = Promise::Blob { digest: top.digest, size: top.size, manifest };
-        others.avoid_doubts(&mut repository);
+        others.begin(&mut repository, &top);
         let doubt = others.doubt();
         let mut origin = Origin::Layer { repository: Box::new(repository), layer: top, others };
         let part = origin.part(from, Some(top.size), deadline).await?;

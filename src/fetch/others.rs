@@ -21,7 +21,7 @@ pub(super) type Way = (Arc<Endpoint>, Option<Login>);
 pub(super) struct Others {
     shared: Arc<Shared>,
     reference: Reference,
-    /// For any layer, the one who gave the manifest last.
+    /// Of any layer.
     all: Vec<Way>,
     /// For this layer.
     left: VecDeque<Way>,
@@ -32,8 +32,8 @@ pub(super) struct Others {
 }
 
 impl Others {
-    /// `ways` are those besides the one who gave the manifest, which comes last for the layers below the
-    /// top one.
+    /// `ways` are those besides the one who gave the manifest, which comes last. They are asked once a layer
+    /// has [begun](Others::begin).
     pub(super) fn new(
         shared: &Arc<Shared>,
         reference: &Reference,
@@ -41,14 +41,19 @@ impl Others {
         giver: &Repository,
         top: &Layer,
     ) -> Self {
+        let giver = (giver.endpoint.clone(), giver.login.clone());
+        Self::of(shared, reference, ways.into_iter().chain([giver]).collect(), top.digest)
+    }
+
+    fn of(shared: &Arc<Shared>, reference: &Reference, all: Vec<Way>, layer: BlobDigest) -> Self {
         Self {
             shared: shared.clone(),
             reference: reference.clone(),
-            left: ways.iter().cloned().collect(),
+            all,
+            left: VecDeque::new(),
             failed: VecDeque::new(),
-            all: ways.into_iter().chain([(giver.endpoint.clone(), giver.login.clone())]).collect(),
-            doubt: Arc::new(Doubt::new(shared.doubts.clone(), top.digest)),
-            layer: top.digest,
+            doubt: Arc::new(Doubt::new(shared.doubts.clone(), layer)),
+            layer,
         }
     }
 
@@ -57,7 +62,7 @@ impl Others {
         self.doubt.clone()
     }
 
-    /// Goes on to another layer, of which nobody but `current` is asked yet.
+    /// Goes on to this layer, of which nobody is asked yet, and `current` is to be first.
     pub(super) fn begin(&mut self, current: &mut Repository, layer: &Layer) {
         let is_other = |way: &&Way| !Arc::ptr_eq(&way.0, &current.endpoint);
         self.left = self.all.iter().filter(is_other).cloned().collect();
@@ -68,7 +73,7 @@ impl Others {
     }
 
     /// Who gave this layer wrong not long ago is passed over, as long as there is another.
-    pub(super) fn avoid_doubts(&mut self, current: &mut Repository) {
+    fn avoid_doubts(&mut self, current: &mut Repository) {
         let known = FetchError::Changed { what: current.what.clone() };
         if self.shared.doubts.holds(&current.endpoint, &self.layer)
             && let Some(next) = self.next(current, &known)
@@ -119,14 +124,6 @@ impl Others {
 
     /// The same once more, for another fetch.
     pub(super) fn again(&self) -> Self {
-        Others {
-            shared: self.shared.clone(),
-            reference: self.reference.clone(),
-            all: self.all.clone(),
-            left: self.left.clone(),
-            failed: self.failed.clone(),
-            doubt: Arc::new(Doubt::new(self.shared.doubts.clone(), self.layer)),
-            layer: self.layer,
-        }
+        Self::of(&self.shared, &self.reference, self.all.clone(), self.layer)
     }
 }

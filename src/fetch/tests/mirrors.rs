@@ -36,12 +36,7 @@ pub(super) async fn bytes(net: Net, origin: &Server) -> Vec<u8> {
 async fn a_mirror_is_asked_first_and_told_whose_image_is_meant() {
     let image = Image::new("module");
     let origin = registry(&image, |_| None).await;
-    let served = image.clone();
-    let mirror = Server::start(move |seen| {
-        let target = seen.target.split('?').next().unwrap().to_owned();
-        served.reply(&Seen { target, ..seen.clone() })
-    })
-    .await;
+    let mirror = mirror(&image, |_| None).await;
     assert_eq!(bytes(net(&origin, &[&mirror]), &origin).await, b"module");
     assert!(origin.seen().is_empty());
     let namespace = format!("?ns=r.test%3A{}", origin.address.port());
@@ -83,12 +78,8 @@ async fn the_layer_is_asked_of_the_next_host_where_the_first_has_none_or_breaks_
     let image = Image::new("module");
     for broken in [Reply::new(404), Reply::ok("module").fault(Fault::Cut(3)), Reply::ok("modu")] {
         let origin = registry(&image, |_| None).await;
-        let served = image.clone();
-        let mirror = Server::start(move |seen| match seen.target.split('?').next().unwrap() {
-            target if target.contains("/blobs/") => broken.clone(),
-            target => served.reply(&Seen { target: target.to_owned(), ..seen.clone() }),
-        })
-        .await;
+        let is_blob = |seen: &Seen| seen.target.contains("/blobs/");
+        let mirror = mirror(&image, move |seen| is_blob(seen).then(|| broken.clone())).await;
         assert_eq!(bytes(net(&origin, &[&mirror]), &origin).await, b"module");
         assert_eq!(origin.asked(), [format!("GET {}", image.blob_path())]);
     }
@@ -98,12 +89,7 @@ async fn the_layer_is_asked_of_the_next_host_where_the_first_has_none_or_breaks_
 async fn a_mirror_with_other_bytes_is_told_and_not_asked_for_them_again() {
     let image = Image::of_type("application/vnd.oci.image.layer.v1.tar+gzip", "module");
     let origin = registry(&image, |_| None).await;
-    let served = image.clone();
-    let mirror = Server::start(move |seen| match seen.target.split('?').next().unwrap() {
-        target if target.contains("/blobs/") => Reply::ok("eludom"),
-        target => served.reply(&Seen { target: target.to_owned(), ..seen.clone() }),
-    })
-    .await;
+    let mirror = mirror(&image, |seen| seen.target.contains("/blobs/").then(|| Reply::ok("eludom"))).await;
     let fetcher = net(&origin, &[&mirror]).build();
     let error = fetch(&fetcher, &request(&url(&origin))).await.unwrap_err();
     assert!(matches!(error, FetchError::Mirror { .. }) && error.label() == "digest_mismatch", "{error}");
@@ -120,7 +106,7 @@ async fn a_credential_goes_to_a_mirror_only_where_that_is_configured() {
         let guarded = |image: &Image| {
             let image = image.clone();
             move |seen: &Seen| {
-                let target = seen.target.split('?').next().unwrap().to_owned();
+                let target = seen.path().to_owned();
                 match seen.header("authorization") {
                     Some(_) => image.reply(&Seen { target, ..seen.clone() }),
                     None => Reply::new(401).header("WWW-Authenticate", "Basic realm=x"),
@@ -144,12 +130,7 @@ async fn a_credential_goes_to_a_mirror_only_where_that_is_configured() {
 async fn who_may_only_pull_is_told_the_digest_that_another_one_resolved() {
     let image = Image::new("module");
     let origin = registry(&image, |_| None).await;
-    let served = image.clone();
-    let mirror = Server::start(move |seen| {
-        let target = seen.target.split('?').next().unwrap().to_owned();
-        served.reply(&Seen { target, ..seen.clone() })
-    })
-    .await;
+    let mirror = mirror(&image, |_| None).await;
     let folder = tempfile::tempdir().unwrap();
     let name = format!("r.test_{}_", origin.address.port());
     std::fs::create_dir(folder.path().join(&name)).unwrap();

@@ -196,6 +196,16 @@ impl Image {
     }
 }
 
+/// A mirror with one image: as [`registry`], whatever it is told in queries.
+async fn mirror(image: &Image, change: impl Fn(&Seen) -> Option<Reply> + Send + Sync + 'static) -> Server {
+    let image = image.clone();
+    Server::start(move |seen| {
+        let seen = &Seen { target: seen.path().to_owned(), ..seen.clone() };
+        change(seen).unwrap_or_else(|| image.reply(seen))
+    })
+    .await
+}
+
 /// A registry with one image, that answers as `change` says where it says something.
 async fn registry(image: &Image, change: impl Fn(&Seen) -> Option<Reply> + Send + Sync + 'static) -> Server {
     let image = image.clone();

@@ -99,7 +99,7 @@ async fn what_a_mirror_drips_is_asked_of_the_next_host() {
     let origin = registry(&image, |_| None).await;
     let served = image.clone();
     let mirror = Server::start(move |seen| {
-        let target = seen.target.split('?').next().unwrap().to_owned();
+        let target = seen.path().to_owned();
         let reply = served.reply(&Seen { target: target.clone(), ..seen.clone() });
         if target.contains("/blobs/") { reply.fault(Fault::Drip(DRIP)) } else { reply }
     })

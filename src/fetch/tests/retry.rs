@@ -183,7 +183,7 @@ async fn pair(
     let host = async |name: &'static str| {
         let (image, log, fails) = (image.clone(), log.clone(), fails.clone());
         Server::start(move |seen| {
-            let target = seen.target.split('?').next().unwrap().to_owned();
+            let target = seen.path().to_owned();
             let is_asked = match kind {
                 Kind::Blob => target.contains("/blobs/"),
                 _ => target.contains("/manifests/"),

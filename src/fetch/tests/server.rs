@@ -25,6 +25,11 @@ pub(super) struct Seen {
 }
 
 impl Seen {
+    /// The target without its query.
+    pub(super) fn path(&self) -> &str {
+        self.target.split('?').next().unwrap()
+    }
+
     pub(super) fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name).map(String::as_str)
     }
@@ -141,8 +146,7 @@ impl Server {
 
     /// Methods and paths, without queries.
     pub(super) fn asked(&self) -> Vec<String> {
-        let path = |seen: &Seen| seen.target.split('?').next().unwrap().to_owned();
-        self.seen().iter().map(|seen| format!("{} {}", seen.method, path(seen))).collect()
+        self.seen().iter().map(|seen| format!("{} {}", seen.method, seen.path())).collect()
     }
 
     /// `http://ADDRESS` and a path.

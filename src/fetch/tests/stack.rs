@@ -19,8 +19,7 @@ async fn stack(
     let blobs: HashMap<String, &'static [u8]> =
         layers.iter().map(|layer| (format!("/v2/a/b/blobs/{}", BlobDigest::of(layer)), *layer)).collect();
     Server::start(move |seen| {
-        let target = seen.target.split('?').next().unwrap();
-        change(seen).unwrap_or_else(|| match blobs.get(target) {
+        change(seen).unwrap_or_else(|| match blobs.get(seen.path()) {
             Some(layer) => Reply::ok(*layer),
             None => Reply::ok(manifest.clone()).header("Content-Type", OCI),
         })

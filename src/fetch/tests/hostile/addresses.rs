@@ -44,7 +44,7 @@ async fn go(way: Way, origin: &str, host: &str, net: Net) -> (Result<(), &'stati
     let (blob, to) = (image.blob_path(), there.clone());
     let server = registry(&image, move |seen| {
         let is_known = seen.header("authorization").is_some();
-        match (way, path(seen)) {
+        match (way, seen.path()) {
             (Way::Source, "/m") | (Way::Manifest, "/v2/a/b/manifests/v1") | (Way::TokenServer, "/token") => {
                 Some(Reply::redirect(&to))
             }
@@ -238,7 +238,7 @@ async fn redirects_that_go_round_end_on_every_way() {
                 Some("a.example") => Reply::redirect(other),
                 _ => Reply::redirect("http://a.example/round"),
             });
-            match (way, path(seen)) {
+            match (way, seen.path()) {
                 (_, "/round") => round,
                 (Way::Source, "/m") | (Way::Manifest, "/v2/a/b/manifests/v1") => round,
                 (Way::Layer, path) if path == blob => round,
@@ -258,7 +258,7 @@ async fn redirects_that_go_round_end_on_every_way() {
             .build();
         let url = if way == Way::Source { "http://a.example/m" } else { "oci://a.example/a/b:v1" };
         assert_eq!(failure(&fetcher, &request(url)).await.0, "redirect", "{way:?}");
-        let round = server.seen().iter().filter(|seen| path(seen) == "/round").count();
+        let round = server.seen().iter().filter(|seen| seen.path() == "/round").count();
         assert!((9..=11).contains(&round), "{way:?}: {round}");
     }
 }

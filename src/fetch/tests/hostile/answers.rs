@@ -6,7 +6,7 @@ use super::*;
 
 /// A registry of an image that answers as given where the path holds this.
 async fn where_path(holds: &'static str, image: &Image, reply: Reply) -> Server {
-    registry(image, move |seen| path(seen).contains(holds).then(|| reply.clone())).await
+    registry(image, move |seen| seen.path().contains(holds).then(|| reply.clone())).await
 }
 
 /// Fails, by its label, for a URL or an image of a server.

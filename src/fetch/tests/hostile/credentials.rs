@@ -94,7 +94,7 @@ async fn a_token_server_that_redirects_has_no_password_sent_there() {
     let image = Image::new("module");
     let thief = Server::start(|_| Reply::ok(r#"{"token":"t"}"#)).await;
     let to = thief.url("/token");
-    let server = registry(&image, move |seen| match (path(seen), seen.header("authorization")) {
+    let server = registry(&image, move |seen| match (seen.path(), seen.header("authorization")) {
         ("/token", Some(sent)) if sent == basic() => Some(Reply::redirect(&to)),
         ("/token", _) => Some(Reply::new(403)),
         (_, Some("Bearer t")) => None,
@@ -252,7 +252,7 @@ async fn what_a_server_would_have_remembered_is_never_sent_back() {
     let blob = image.blob_path();
     let server = Server::start(move |seen| {
         let host = seen.header("host").unwrap();
-        cookie(match (path(seen), seen.header("authorization")) {
+        cookie(match (seen.path(), seen.header("authorization")) {
             ("/token", _) => Reply::ok(r#"{"token":"t"}"#),
             ("/blob", _) => Reply::ok("module"),
             (_, None) => ask(&format!("http://{host}/token")),
@@ -286,7 +286,7 @@ async fn a_401_for_ever_ends_after_one_renewal_whoever_says_it_and_whoever_asks(
                 let realm = format!("http://{}/token", seen.header("host").unwrap());
                 let again =
                     || Reply::new(401).header("WWW-Authenticate", &format!("{challenge} realm=\"{realm}\""));
-                match path(seen) {
+                match seen.path() {
                     path if path.contains(refused) => Some(again()),
                     "/token" => Some(Reply::ok(r#"{"token":"token-of-server"}"#)),
                     _ => seen.header("authorization").is_none().then(again),
@@ -302,7 +302,7 @@ async fn a_401_for_ever_ends_after_one_renewal_whoever_says_it_and_whoever_asks(
                 "{refused} {login}"
             );
             let (asked, shown): (Vec<_>, Vec<_>) =
-                server.seen().into_iter().partition(|seen| path(seen) == "/token");
+                server.seen().into_iter().partition(|seen| seen.path() == "/token");
             let shown = shown.iter().filter(|seen| seen.header("authorization").is_some()).count();
             assert_eq!((asked.len(), shown), (tokens, requests), "{refused} {challenge} {login}");
         }
@@ -312,7 +312,7 @@ async fn a_401_for_ever_ends_after_one_renewal_whoever_says_it_and_whoever_asks(
 #[tokio::test]
 async fn a_registry_that_never_lets_in_an_anonymous_pull_is_asked_a_few_times() {
     let image = Image::new("module");
-    let server = registry(&image, move |seen| match path(seen) {
+    let server = registry(&image, move |seen| match seen.path() {
         "/token" => Some(Reply::ok(r#"{"token":"t","expires_in":0}"#)),
         _ => Some(ask(&format!("http://{}/token", seen.header("host").unwrap()))),
     })

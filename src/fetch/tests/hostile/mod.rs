@@ -13,11 +13,6 @@ fn ask(realm: &str) -> Reply {
     Reply::new(401).header("WWW-Authenticate", &format!("Bearer realm=\"{realm}\""))
 }
 
-/// The path of a request without its query.
-fn path(seen: &Seen) -> &str {
-    seen.target.split('?').next().unwrap()
-}
-
 /// Where a server is, that is known by a name.
 fn at(name: &str, server: &Server) -> String {
     format!("{name}:{}", server.address.port())
