@@ -140,6 +140,31 @@ fn each_budget_is_a_limit_and_the_error_names_it() {
     assert_eq!(over_budget(check(Cursor::new(&data), &budgets)), "bytes in the data section's headers");
 }
 
+#[test]
+fn what_is_over_a_budget_for_one_operator_s_time_is_refused() {
+    const LIMIT: u32 = 5_000;
+    let budgets = Budgets { operands: LIMIT, nesting: LIMIT, ..Budgets::default() };
+    let stack = |before: usize, values: usize| {
+        let (before, values) =
+            ("nop ".repeat(before), ["i32.const 0 ", "drop "].map(|one| one.repeat(values)));
+        plugin_with(&format!("(func {before} {})", values.concat()))
+    };
+    let blocks = |before: usize, blocks: usize| {
+        let (before, blocks) = ("nop ".repeat(before), ["block ", "end "].map(|one| one.repeat(blocks)));
+        plugin_with(&format!("(func {before} {})", blocks.concat()))
+    };
+    let limit = LIMIT as usize;
+    for before in [0, 1, 2, 3, 4, 5, 6, 1_000, 4_999] {
+        check(Cursor::new(stack(before, limit)), &budgets).expect("as many values as may be");
+        let over = check(Cursor::new(stack(before, limit + 1)), &budgets);
+        assert_eq!(over_budget(over), "values on the stack", "{before}");
+        // The function is a block, too.
+        check(Cursor::new(blocks(before, limit - 1)), &budgets).expect("as many blocks as may be");
+        let over = check(Cursor::new(blocks(before, limit)), &budgets);
+        assert_eq!(over_budget(over), "blocks within each other", "{before}");
+    }
+}
+
 /// A plugin with a data section of 64 MiB and a custom section of as much, on disk as holes.
 fn sparse_plugin() -> File {
     const BIG: u64 = 64 << 20;
