@@ -30,7 +30,10 @@ use crate::module::Validators;
 use crate::wasm::{Layers, Packaging};
 
 /// Chunks between network and reader, each at most the client's read buffer.
-const CHUNKS: usize = 4;
+const CHUNKS: usize = 6;
+/// As many of them are read from the network at a time: where the reader is the slower one, it wakes another
+/// thread each of these times, which is not cheap on a virtual machine.
+const AT_A_TIME: usize = 3;
 
 /// What the body is held to.
 #[derive(Debug, Clone)]
@@ -384,18 +387,21 @@ impl Layers for Body {
 
 /// Moves what comes into the channel, one layer after the other, until either end is done.
 async fn pump(mut download: Download, events: mpsc::Sender<Event>, mut layers: mpsc::Receiver<Layer>) {
-    loop {
-        let event = download.next().await;
-        let (ended, failed) = (matches!(event, Event::End), matches!(event, Event::Failed(_)));
-        if events.send(event).await.is_err() || failed {
-            return;
-        }
-        if ended {
-            let Some(layer) = layers.recv().await else { return };
-            if let Err(error) = download.begin(layer).await {
-                // Who reads no more needs no error.
-                let _ = events.send(Event::Failed(error)).await;
+    // Who reads no more needs no error.
+    while let Ok(places) = events.reserve_many(AT_A_TIME).await {
+        for place in places {
+            let event = download.next().await;
+            let (ended, failed) = (matches!(event, Event::End), matches!(event, Event::Failed(_)));
+            place.send(event);
+            if failed {
                 return;
+            }
+            if ended {
+                let Some(layer) = layers.recv().await else { return };
+                if let Err(error) = download.begin(layer).await {
+                    let _ = events.send(Event::Failed(error)).await;
+                    return;
+                }
             }
         }
     }
