@@ -30,7 +30,7 @@ use crate::table::{Report, Samples};
 /// MiB, how it is packed, and rounds.
 const CASES: [(usize, Layout, usize); 5] = [
     (1, Layout::Artifact, 7),
-    (8, Layout::Artifact, 11),
+    (8, Layout::Artifact, 31),
     (64, Layout::Artifact, 5),
     (8, Layout::OciImage, 5),
     (8, Layout::ZstdImage, 5),
