@@ -197,10 +197,13 @@ fn validate_body(
     let mut reader = BinaryReader::new_features(body, offset, FEATURES);
     let mut validator = function.into_validator(std::mem::take(allocations));
     validator.read_locals(&mut reader)?;
-    while !reader.eof() {
+    loop {
         let (values, blocks) = (validator.operand_stack_height(), validator.control_stack_height());
         within("values on the stack", values.into(), budgets.operands)?;
         within("blocks within each other", blocks.into(), budgets.nesting)?;
+        if reader.eof() {
+            break;
+        }
         // So many operators end within the budgets, whatever they are: to look after each of them would
         // cost a tenth more.
         let (values, blocks) = (budgets.operands - values, budgets.nesting - blocks);
@@ -346,6 +349,18 @@ mod tests {
             }
         }
         assert!(valid > 100 && invalid > 10_000, "{valid} and {invalid}");
+    }
+
+    #[test]
+    fn what_the_last_operator_puts_over_a_budget_is_refused_for_that() {
+        let module = module(1, &[]);
+        let budgets = Budgets { operands: 2, ..Budgets::default() };
+        let verdict = |values: usize| {
+            let body = [&[0][..], &[0x41, 7].repeat(values)].concat();
+            validate_body(&budgets, only(&module).0, &body, 0, &mut FuncValidatorAllocations::default())
+        };
+        assert!(matches!(verdict(2), Err(ModuleError::Invalid { .. })), "it has no end");
+        assert!(matches!(verdict(3), Err(ModuleError::OverBudget { .. })), "nor has this, after too much");
     }
 
     #[test]
