@@ -1,8 +1,9 @@
 //! Validates function bodies, which is most of what a check costs, on the processors that are there.
 //!
 //! Whoever reads the module collects bodies in batches. Threads beside it take them; when all are
-//! busy, the reader does the next batch itself. Memory is bounded: a few batches, and of larger bodies
-//! only the one at hand. The outcome does not depend on the threads: the first error in the module counts.
+//! busy, the reader does the next batch itself, and when it has read all, those that still wait. Memory is
+//! bounded: a few batches, and of larger bodies only the one at hand. The outcome does not depend on the
+//! threads: the first error in the module counts.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -36,10 +37,19 @@ pub(super) struct Functions<'scope, 'env> {
     scope: &'scope Scope<'scope, 'env>,
     shared: &'env Shared<'env>,
     batch: Batch,
-    /// To the helpers, once there is a batch for them.
-    batches: Option<SyncSender<Batch>>,
+    /// Once there is a batch for them.
+    helpers: Option<Helpers>,
     allocations: FuncValidatorAllocations,
 }
+
+/// The threads beside the reader.
+struct Helpers {
+    batches: SyncSender<Batch>,
+    waiting: Waiting,
+}
+
+/// The batches that nobody has taken yet.
+type Waiting = Arc<Mutex<Receiver<Batch>>>;
 
 struct Shared<'a> {
     budgets: &'a Budgets,
@@ -75,13 +85,16 @@ pub(super) fn validate(
             scope,
             shared: &shared,
             batch: shared.empty_batch(),
-            batches: None,
+            helpers: None,
             allocations: FuncValidatorAllocations::default(),
         };
         let outcome = read(&mut functions);
-        let Functions { batch, mut allocations, batches, .. } = functions;
-        drop(batches);
+        let Functions { batch, helpers, mut allocations, .. } = functions;
         shared.validate(batch, &mut allocations);
+        if let Some(Helpers { batches, waiting }) = helpers {
+            drop(batches);
+            shared.help(&waiting, &mut allocations);
+        }
         outcome
     });
     match shared.first.into_inner().unwrap_or_else(PoisonError::into_inner) {
@@ -123,18 +136,16 @@ impl<'scope, 'env> Functions<'scope, 'env> {
 
     fn hand_over(&mut self) {
         let batch = std::mem::replace(&mut self.batch, self.shared.empty_batch());
-        let batches = self.batches.get_or_insert_with(|| start_helpers(self.scope, self.shared));
-        if let Err(TrySendError::Full(batch) | TrySendError::Disconnected(batch)) = batches.try_send(batch) {
+        let helpers = self.helpers.get_or_insert_with(|| start_helpers(self.scope, self.shared));
+        let sent = helpers.batches.try_send(batch);
+        if let Err(TrySendError::Full(batch) | TrySendError::Disconnected(batch)) = sent {
             self.shared.validate(batch, &mut self.allocations);
         }
     }
 }
 
 /// Starts as many threads as there are processors to spare. They end when nothing more can come.
-fn start_helpers<'scope, 'env>(
-    scope: &'scope Scope<'scope, 'env>,
-    shared: &'env Shared<'env>,
-) -> SyncSender<Batch> {
+fn start_helpers<'scope, 'env>(scope: &'scope Scope<'scope, 'env>, shared: &'env Shared<'env>) -> Helpers {
     let processors = thread::available_parallelism().map_or(1, usize::from);
     let helpers = processors.saturating_sub(1).min(MAX_HELPERS);
     let (batches, waiting) = sync_channel(helpers);
@@ -144,17 +155,17 @@ fn start_helpers<'scope, 'env>(
         // Where no thread is to be had, the reader does it all.
         let _ = thread::Builder::new()
             .name("module-check".to_owned())
-            .spawn_scoped(scope, move || shared.help(&waiting));
+            .spawn_scoped(scope, move || shared.help(&waiting, &mut FuncValidatorAllocations::default()));
     }
-    batches
+    Helpers { batches, waiting }
 }
 
 impl Shared<'_> {
-    fn help(&self, waiting: &Mutex<Receiver<Batch>>) {
-        let mut allocations = FuncValidatorAllocations::default();
+    /// Until no more batches can come.
+    fn help(&self, waiting: &Waiting, allocations: &mut FuncValidatorAllocations) {
         let next = || waiting.lock().unwrap_or_else(PoisonError::into_inner).recv();
         while let Ok(batch) = next() {
-            self.validate(batch, &mut allocations);
+            self.validate(batch, allocations);
         }
     }
 
