@@ -44,7 +44,7 @@ impl Inner {
         let mut place = self.place(asked).await?;
         // Waiting for a place is no fault of the source's.
         let deadline = self.clock.now() + asked.limit();
-        let (module, index) = loop {
+        let (module, index, is_own) = loop {
             let located = match self.locate(asked, deadline).await {
                 Ok(located) => located,
                 Err(error) => return self.unless_seen(asked, error).await,
@@ -60,7 +60,7 @@ impl Inner {
             let expected = manifest_is_expected(request, &located);
             let known = move |inner: &Inner, asked: &Asked| inner.known(asked, manifest, expected);
             if let Some(module) = self.blocking(asked, known).await? {
-                break (module, index);
+                break (module, index, false);
             }
             let download = Download {
                 audience: asked.audience,
@@ -69,28 +69,34 @@ impl Inner {
                 payload: request.expected.filter(|_| !expected),
             };
             let (inner, its, progress) = (self.clone(), asked.clone(), progress.clone());
-            let flight = move || async move {
-                let (outcome, turn) =
-                    inner.download_in_turn(&its, located, claimed, deadline, &progress, place).await;
-                let rest = inner.remember_manifest(&its, &outcome, turn);
-                (Landed { outcome, limit: its.limit() }, rest)
+            let mut is_own = false;
+            let flight = || {
+                is_own = true;
+                async move {
+                    let (outcome, turn) =
+                        inner.download_in_turn(&its, located, claimed, deadline, &progress, place).await;
+                    (Landed { outcome, limit: its.limit() }, give_back(turn))
+                }
             };
             match self.downloads.join_to_the_end(download, flight).await {
                 Some(landed) if landed.was_cut_short(asked.limit()) => place = self.place(asked).await?,
-                Some(landed) => break (landed.outcome?, index),
+                Some(landed) => break (landed.outcome?, index, is_own),
                 None => return Err(Arc::new(ResolveError::Fault { url: request.url.to_string() })),
             }
         };
-        self.blocking(asked, move |inner, asked| {
-            inner.remember(asked, &source_key(&asked.request), &module);
-            // Who follows a tag is told the index's digest.
-            if let Some(key) = index.and_then(|index| digest_key(&asked.request.url, &index)) {
-                inner.remember(asked, &key, &module);
-            }
+        // Who has just brought it has written that down along with it. Who follows a tag is told the
+        // index's digest.
+        let is_written = is_own && !module.cached;
+        let mut keys: Vec<_> = (!is_written).then(|| source_key(request)).into_iter().collect();
+        keys.extend(index.and_then(|index| digest_key(&request.url, &index)));
+        if keys.is_empty() {
+            return Ok(module);
+        }
+        let remember = move |inner: &Inner, asked: &Asked| {
+            keys.iter().for_each(|key| inner.remember(asked, key, &module));
             Ok(module)
-        })
-        .await
-        .map_err(Arc::new)
+        };
+        self.blocking(asked, remember).await.map_err(Arc::new)
     }
 
     /// Downloads what the manifest names, unless another flight or process has since it was looked for.
@@ -104,23 +110,18 @@ impl Inner {
         place: Place,
     ) -> (Outcome, Option<Turn>) {
         let mut place = Some(place);
-        let turn = match self.turn(asked, claimed, deadline, &mut place).await {
+        let (manifest, expected) = (located.source(), manifest_is_expected(&asked.request, &located));
+        let known = move |inner: &Inner, asked: &Asked| match manifest {
+            Some(manifest) => inner.known(asked, manifest, expected),
+            None => Ok(None),
+        };
+        let (turn, found) = match self.turn(asked, claimed, deadline, &mut place, known).await {
             Ok(turn) => turn,
             Err(error) => return (Err(Arc::new(error)), None),
         };
-        let expected = manifest_is_expected(&asked.request, &located);
-        let known = move |inner: &Inner, asked: &Asked| match located.source() {
-            Some(manifest) => Ok((inner.known(asked, manifest, expected)?, located)),
-            None => Ok((None, located)),
-        };
-        let outcome = match self.blocking(asked, known).await {
-            Err(error) => Err(Arc::new(error)),
-            Ok((Some(module), _)) => {
-                self.count_wait(&turn, true);
-                Ok(module)
-            }
-            Ok((None, located)) => {
-                self.count_wait(&turn, false);
+        let outcome = match found {
+            Some(module) => Ok(module),
+            None => {
                 let began = self.clock.now();
                 let place = match place {
                     Some(place) => Ok(place),
@@ -143,10 +144,9 @@ impl Inner {
         let before = self.blocking(asked, |inner, asked| inner.record(asked, &source_key(&asked.request)));
         let before = before.await?;
         let known = before.as_ref().map(|record| record.validators.clone());
-        let turn = self.turn(asked, asked.request.url.canonical(), deadline, &mut None).await?;
         let brought = move |inner: &Inner, asked: &Asked| inner.brought_since(asked, before.as_ref());
-        let found = self.blocking(asked, brought).await?;
-        self.count_wait(&turn, found.is_some());
+        let what = asked.request.url.canonical();
+        let (turn, found) = self.turn(asked, what, deadline, &mut None, brought).await?;
         match found {
             Some(module) => Ok(module),
             None => {
@@ -254,6 +254,9 @@ impl Inner {
         asked: &Arc<Asked>,
         located: &Located,
     ) -> Result<Option<Module>, ResolveError> {
+        if !self.store.has_lower() {
+            return Ok(None);
+        }
         let layer = located.raw_layer().map(|(layer, _)| PayloadDigest::from_bytes(*layer.as_bytes()));
         let expected = asked.request.expected.filter(|_| !manifest_is_expected(&asked.request, located));
         let expected = expected.map(|expected| PayloadDigest::from_bytes(*expected.as_bytes()));
@@ -317,29 +320,10 @@ impl Inner {
         }
         Tried { broke_off: outcome.is_err() && !can_go_on, outcome, from }
     }
+}
 
-    /// Writes down where the manifest of a download led to. It only saves later downloads, among them
-    /// those of the processes that wait for the turn to end.
-    fn remember_manifest(
-        self: &Arc<Self>,
-        asked: &Arc<Asked>,
-        outcome: &Outcome,
-        turn: Option<Turn>,
-    ) -> impl Future<Output = ()> + Send + use<> {
-        let (inner, asked) = (self.clone(), asked.clone());
-        let module = outcome.as_ref().ok().filter(|module| !module.cached).cloned();
-        async move {
-            // Where nothing is written down, the turn ends with this.
-            let turn = turn;
-            let Some(module) = module else { return };
-            let Some(key) = digest_key(&asked.request.url, &module.source) else { return };
-            let remember = move |inner: &Inner, asked: &Asked| {
-                inner.remember(asked, &key, &module);
-                drop(turn);
-                Ok(())
-            };
-            // What went wrong was logged.
-            let _ = inner.blocking(&asked, remember).await;
-        }
-    }
+/// Ends a turn off the runtime's threads: a file goes with it.
+async fn give_back(turn: Option<Turn>) {
+    // It fails where the agent ends, and the kernel gives it back.
+    let _ = tokio::task::spawn_blocking(move || drop(turn)).await;
 }

@@ -10,6 +10,7 @@ use super::places::Place;
 use super::{Asked, Inner, ResolveError};
 use crate::fetch::FetchError;
 use crate::metrics::result;
+use crate::module::Module;
 use crate::store::Claim;
 
 /// Between the first tries for a claim that another has, and between later ones: who waits takes over
@@ -22,40 +23,37 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(200);
 pub(super) struct Turn {
     /// None where the store could not give one: then each process brings it for itself.
     _claim: Option<Claim>,
-    pub(super) waited: bool,
 }
 
 impl Inner {
     /// Waits until it is for this process to bring `what`, which two ask for under the same name if one
-    /// can use what the other brought. A place is given back before there is any waiting. Whoever has
-    /// waited looks into the store again.
+    /// can use what the other brought, and `look`s then whether another has. A place is given back before
+    /// there is any waiting.
     ///
     /// # Errors
-    /// The deadline passed, or the agent is shutting down.
+    /// Those of `look`; the deadline passed, or the agent is shutting down.
     pub(super) async fn turn(
         self: &Arc<Self>,
         asked: &Arc<Asked>,
         what: String,
         deadline: Instant,
         place: &mut Option<Place>,
-    ) -> Result<Turn, ResolveError> {
-        let what: Arc<str> = what.into();
+        look: impl Fn(&Inner, &Asked) -> Result<Option<Module>, ResolveError> + Send + Sync + 'static,
+    ) -> Result<(Turn, Option<Module>), ResolveError> {
+        let (what, look) = (Arc::<str>::from(what), Arc::new(look));
         let (mut pause, mut waited) = (FIRST_PAUSE, false);
         loop {
-            let which = what.clone();
-            let attempt = move |inner: &Inner, asked: &Asked| Ok(inner.store.claim(&asked.audience, &which));
-            match self.blocking(asked, attempt).await? {
-                Ok(None) => {}
-                Ok(claim) => return Ok(Turn { _claim: claim, waited }),
-                Err(error) => {
-                    if !self.claims_failed.swap(true, Ordering::Relaxed) {
-                        tracing::warn!(
-                            "cannot agree with other processes on who fetches what, so each fetches for \
-                             itself; this is said once: {error}"
-                        );
-                    }
-                    return Ok(Turn { _claim: None, waited });
+            let (which, look) = (what.clone(), look.clone());
+            let attempt = move |inner: &Inner, asked: &Asked| match inner.claim(asked, &which) {
+                None => Ok(None),
+                Some(turn) => Ok(Some((turn, look(inner, asked)?))),
+            };
+            if let Some((turn, found)) = self.blocking(asked, attempt).await? {
+                if waited {
+                    let label = if found.is_some() { "shared" } else { "taken_over" };
+                    self.metrics.fetch_waits.get_or_create(&result(label)).inc();
                 }
+                return Ok((turn, found));
             }
             let now = self.clock.now();
             if now >= deadline {
@@ -74,11 +72,20 @@ impl Inner {
         }
     }
 
-    /// Counts how the waiting for a turn ended: with what another process brought, or not.
-    pub(super) fn count_wait(&self, turn: &Turn, found: bool) {
-        if turn.waited {
-            let label = if found { "shared" } else { "taken_over" };
-            self.metrics.fetch_waits.get_or_create(&result(label)).inc();
+    /// The turn, unless another has it.
+    fn claim(&self, asked: &Asked, what: &str) -> Option<Turn> {
+        match self.store.claim(&asked.audience, what) {
+            Ok(None) => None,
+            Ok(claim) => Some(Turn { _claim: claim }),
+            Err(error) => {
+                if !self.claims_failed.swap(true, Ordering::Relaxed) {
+                    tracing::warn!(
+                        "cannot agree with other processes on who fetches what, so each fetches for \
+                         itself; this is said once: {error}"
+                    );
+                }
+                Some(Turn { _claim: None })
+            }
         }
     }
 }

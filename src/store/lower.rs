@@ -29,6 +29,11 @@ impl Store {
         *self.0.lower.write().unwrap_or_else(PoisonError::into_inner) = lower;
     }
 
+    /// Whether there are any to look into.
+    pub fn has_lower(&self) -> bool {
+        !self.0.lower.read().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+
     /// What lower stores have under this digest, in the order in which they were named. One that cannot be
     /// read is left out, which is logged.
     pub fn lower(&self, payload: &PayloadDigest) -> Vec<Lower> {
