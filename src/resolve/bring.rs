@@ -183,7 +183,6 @@ impl Inner {
         };
         let module = self.download(asked, located, deadline, progress, place).await?;
         let remember = move |inner: &Inner, asked: &Asked| {
-            inner.remember(asked, &source_key(&asked.request), &module);
             if asked.request.expected.is_some() {
                 // What is there is what is there, also for who expects nothing.
                 inner.remember(asked, &asked.request.url.canonical(), &module);
