@@ -208,10 +208,14 @@ impl<R: Read + Seek> Walk<'_, R> {
                     break;
                 }
                 let start = self.input.position();
-                self.chunk.clear();
-                let size = self.input.number(&mut self.chunk)?;
+                // Bodies are most of a module: they are read to where they stay.
+                let bytes = validation.bytes();
+                let begin = bytes.len();
+                let size = self.input.number(bytes)?;
                 within("bytes in one function", size.into(), self.budgets.function_body_bytes)?;
                 if size as usize > functions::BATCH {
+                    self.chunk.clear();
+                    self.chunk.extend(bytes.drain(begin..));
                     self.input.append(size, &mut self.chunk)?;
                     if let Some((function, body)) = self.feed_chunk(start)? {
                         let offset = start.saturating_add(body as u64);
@@ -219,10 +223,6 @@ impl<R: Read + Seek> Walk<'_, R> {
                     }
                     continue;
                 }
-                // Bodies are most of a module: they are read to where they stay.
-                let bytes = validation.bytes();
-                let begin = bytes.len();
-                bytes.extend_from_slice(&self.chunk);
                 self.input.append(size, bytes)?;
                 if let Some((function, body)) = self.feed(bytes.get(begin..).unwrap_or_default(), start)? {
                     validation.add(function, begin + body, start.saturating_add(body as u64));
