@@ -180,7 +180,7 @@ impl Pull<'_> {
     }
 
     async fn skopeo(&self) -> Duration {
-        let folder = self.world.path().join(format!("skopeo-{}", self.tag));
+        let folder = self.folder("skopeo");
         let source = self.url.replacen("oci:", "docker:", 1);
         let target = format!("dir:{}", folder.display());
         let args = ["--insecure-policy", "copy", "--quiet", "--src-tls-verify=false", &source, &target];
@@ -188,24 +188,34 @@ impl Pull<'_> {
     }
 
     async fn curl(&self) -> Duration {
-        let file = self.world.path().join(format!("curl-{}", self.tag));
+        let folder = self.folder("curl");
+        let file = folder.join("blob");
         let target = file.to_str().expect("a path in UTF-8");
-        self.run("curl", &["--silent", "--show-error", "--fail", "--output", target, &self.blob], &file).await
+        self.run("curl", &["--silent", "--show-error", "--fail", "--output", target, &self.blob], &folder)
+            .await
     }
 
-    async fn run(&self, name: &str, args: &[&str], target: &Path) -> Duration {
+    /// An empty one, for what a program writes.
+    fn folder(&self, name: &str) -> PathBuf {
+        self.world.folder(&format!("{name}-{}", self.tag), User::Agent, 0o755)
+    }
+
+    /// Runs a program as the user that wasmferry runs as, in the same home.
+    async fn run(&self, name: &str, args: &[&str], written: &Path) -> Duration {
+        // What it keeps for the next time, and where skopeo looks for credentials.
+        let home = self.world.folder("home", User::Agent, 0o700).display().to_string();
         let program = Program {
             name: format!("{name}-{}", self.tag),
             path: on_path(name),
-            user: User::Tests,
+            user: User::Agent,
             args: args.iter().map(OsString::from).collect(),
-            env: vec![("HOME".into(), self.world.path().display().to_string())],
+            env: ["HOME", "XDG_RUNTIME_DIR"].map(|key| (key.into(), home.clone())).into(),
         };
         let start = Instant::now();
         let output = program.run(self.world).await;
         let took = start.elapsed();
         assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
-        remove(target);
+        remove(written);
         took
     }
 }
@@ -217,11 +227,8 @@ fn on_path(name: &str) -> PathBuf {
 }
 
 /// Removes what a pull wrote.
-fn remove(path: &Path) {
-    match path.is_dir() {
-        true => std::fs::remove_dir_all(path).expect("a folder that goes away"),
-        false => std::fs::remove_file(path).expect("a file that goes away"),
-    }
+fn remove(folder: &Path) {
+    std::fs::remove_dir_all(folder).expect("a folder that goes away");
 }
 
 /// In a running agent, and in the engine alone.
