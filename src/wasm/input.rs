@@ -89,6 +89,19 @@ impl<R: Read + Seek> Input<R> {
 
     /// A number in LEB128, whose bytes are also put on the end of `to` as they are.
     pub fn number(&mut self, to: &mut Vec<u8>) -> Result<u32, ModuleError> {
+        // Nearly all are at hand and short, too short to be more than 32 bits.
+        let there = self.inner.buffer();
+        let last = there.iter().take(4).position(|byte| byte & 0x80 == 0);
+        if let Some(bytes) = last.and_then(|last| there.get(..=last))
+            && self.need(bytes.len() as u64).is_ok()
+        {
+            let number = bytes.iter().rev().fold(0, |number, byte| number << 7 | u32::from(byte & 0x7f));
+            let count = bytes.len();
+            to.extend(bytes);
+            self.inner.consume(count);
+            self.position = self.position.saturating_add(count as u64);
+            return Ok(number);
+        }
         let mut number = 0u32;
         for shift in [0, 7, 14, 21, 28] {
             let byte = self.byte()?;
@@ -132,5 +145,63 @@ impl<R: Read + Seek> Input<R> {
             }
             _ => Ok(()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{self, Cursor};
+
+    use super::*;
+
+    /// Gives one byte at a time.
+    struct Trickle(Cursor<Vec<u8>>);
+
+    impl Read for Trickle {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            let most = buffer.len().min(1);
+            self.0.read(&mut buffer[..most])
+        }
+    }
+
+    impl Seek for Trickle {
+        fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+            self.0.seek(to)
+        }
+    }
+
+    /// A number in a section of so many bytes, as what it was read, and where that ends.
+    fn read(module: impl Read + Seek, section: u32) -> Result<(u32, Vec<u8>, u64), String> {
+        let (mut input, mut bytes) = (Input::new(module).unwrap(), Vec::new());
+        input.byte().unwrap();
+        input.enter(section);
+        let number = input.number(&mut bytes).map_err(|error| error.to_string())?;
+        Ok((number, bytes, input.position()))
+    }
+
+    #[test]
+    fn a_number_is_the_same_whether_it_comes_in_one_piece_or_in_bytes() {
+        let long = |length: usize, last: u8| [vec![0x80 | 0x5a; length - 1], vec![last]].concat();
+        let mut numbers: Vec<_> =
+            (1..=6).flat_map(|length| [0, 1, 0x0f, 0x10, 0x7f].map(|last| long(length, last))).collect();
+        numbers.extend((1..=6).map(|length| vec![0x80; length]));
+        let mut read_well = 0;
+        for number in numbers {
+            let module = [&[0], number.as_slice()].concat();
+            for section in number.len() as u32 - 1..=number.len() as u32 + 1 {
+                let whole = read(Cursor::new(module.clone()), section);
+                let pieces = read(Trickle(Cursor::new(module.clone())), section);
+                assert_eq!(whole, pieces, "{number:x?} in {section} bytes");
+                if let Ok((value, bytes, end)) = whole {
+                    let expected = number.iter().rev().fold(0, |all, byte| all << 7 | u64::from(byte & 0x7f));
+                    assert_eq!(
+                        (u64::from(value), bytes, end),
+                        (expected, number.clone(), module.len() as u64)
+                    );
+                    read_well += 1;
+                }
+            }
+        }
+        assert!(read_well > 40, "{read_well}");
     }
 }
