@@ -172,6 +172,10 @@ impl Inner {
         let url = || asked.request.url.to_string();
         let mut body = Counted { body, progress };
         let had = ingest.size() > 0;
+        // This thread unpacks already, and hashes the body as it comes.
+        if body.packaging() != Packaging::Raw {
+            ingest.hash_beside();
+        }
         let unpacked = wasm::unpack_layers(&mut body, &asked.config.limits, &mut ingest);
         self.count_resumes(had, body.body.resumed());
         if let Err(error) = unpacked {

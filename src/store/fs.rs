@@ -428,12 +428,12 @@ pub(super) fn sync_together(folders: &[&Folder]) -> Result<(), StoreError> {
     })
 }
 
-/// What a thread that syncs has found. One that died has synced nothing.
-pub(super) fn joined(
-    joined: std::thread::Result<Result<(), StoreError>>,
+/// The result of a thread that did this with a file or a folder. One that died has done nothing.
+pub(super) fn joined<T>(
+    joined: std::thread::Result<Result<T, StoreError>>,
     operation: Operation,
     path: &Path,
-) -> Result<(), StoreError> {
+) -> Result<T, StoreError> {
     joined.unwrap_or_else(|_| {
         let source = io::Error::other("the thread that did it died");
         Err(StoreError::Io { operation, path: path.to_owned(), source })

@@ -2,7 +2,8 @@
 //! a module in the store only when they are committed.
 
 use std::io::{self, Read, Seek, Write};
-use std::thread::JoinHandle;
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::thread::{self, JoinHandle};
 
 use super::error::{Operation, StoreError};
 use super::follow::{Following, Progress};
@@ -13,17 +14,30 @@ use super::temporary::Temporary;
 use super::{Audience, PayloadDigest, Store, Stored};
 use crate::digest::Hasher;
 
+/// Bytes from which on a hash is worth a thread, and how many writes may wait for that one.
+const WORTH_A_THREAD: u64 = 256 * 1024;
+const WRITES_AHEAD: usize = 2;
+
 /// A payload that is being written. Dropping it removes what was written.
 #[derive(Debug)]
 pub struct Ingest {
     store: Store,
     file: Temporary,
-    hash: Hasher,
+    hash: Hashing,
     size: u64,
     broken: bool,
     progress: Progress,
     /// Whether what there is of it stays for the next pull.
     resumable: bool,
+}
+
+/// Who hashes what is written.
+#[derive(Debug)]
+enum Hashing {
+    /// The writer; `for_now` until it is worth a thread.
+    Here { hash: Hasher, for_now: bool },
+    /// A thread that ends with the channel.
+    Beside { writes: SyncSender<Vec<u8>>, thread: JoinHandle<Hasher> },
 }
 
 /// A payload that has been written and hashed and is not yet in the store. Dropping it removes it.
@@ -42,8 +56,7 @@ impl Store {
         let folder = Way::ingest().make(self.root())?.folder;
         // The mode goes to disk with the bytes: it is never set later.
         let file = Temporary::create(&folder, READ_ONLY)?;
-        let (hash, progress) = (Hasher::default(), Progress::default());
-        Ok(Ingest { store: self.clone(), file, hash, size: 0, broken: false, progress, resumable: false })
+        Ok(Ingest { resumable: false, ..Ingest::resumed(self, file, Hasher::default(), 0) })
     }
 }
 
@@ -61,8 +74,8 @@ impl Write for Ingest {
             self.file.keep(false);
         })?;
         // The kernel may take less than it was given.
-        self.hash.update(bytes.get(..written).unwrap_or(bytes));
         self.size = self.size.saturating_add(written as u64);
+        self.hash.update(bytes.get(..written).unwrap_or(bytes), self.size);
         self.progress.written(self.size);
         self.file.keep(self.resumable && !self.broken);
         Ok(written)
@@ -78,6 +91,7 @@ impl Ingest {
     pub(super) fn resumed(store: &Store, file: Temporary, hash: Hasher, size: u64) -> Self {
         let progress = Progress::default();
         progress.written(size);
+        let hash = Hashing::Here { hash, for_now: false };
         Self { store: store.clone(), file, hash, size, broken: false, progress, resumable: true }
     }
 
@@ -98,6 +112,15 @@ impl Ingest {
         Ok(self.progress.follow(self.file.file().duplicate()?.reader()))
     }
 
+    /// Has what is written hashed beside the writing, unless it stays small: for writers who have enough to
+    /// do. It takes the memory of a few writes.
+    pub fn hash_beside(&mut self) {
+        if let Hashing::Here { for_now, .. } = &mut self.hash {
+            // With one processor, two threads take longer.
+            *for_now = thread::available_parallelism().is_ok_and(|processors| processors.get() > 1);
+        }
+    }
+
     /// Ends the writing. An ingest of which a write has failed is refused: what it holds hashes
     /// well and is not what was meant.
     pub fn finish(mut self) -> Result<Finished, StoreError> {
@@ -110,8 +133,52 @@ impl Ingest {
             self.file.file().set_mode(READ_ONLY)?;
         }
         self.progress.finish();
-        let payload = PayloadDigest::from_bytes(self.hash.finish());
+        let hash = joined(self.hash.finish(), Operation::Write, self.file.file().path())?;
+        let payload = PayloadDigest::from_bytes(hash);
         Ok(Finished { store: self.store, file: self.file, payload, size: self.size, sync: None })
+    }
+}
+
+impl Hashing {
+    /// Takes in what was written, with which the payload has this size.
+    fn update(&mut self, bytes: &[u8], size: u64) {
+        match self {
+            Self::Here { hash, for_now } => {
+                hash.update(bytes);
+                if *for_now && size >= WORTH_A_THREAD {
+                    *for_now = false;
+                    // Where no thread is to be had, the writer goes on.
+                    if let Ok(beside) = Self::beside(hash.clone()) {
+                        *self = beside;
+                    }
+                }
+            }
+            // A thread that has died is found at the end.
+            Self::Beside { writes, .. } => drop(writes.send(bytes.to_vec())),
+        }
+    }
+
+    /// A thread that goes on with this.
+    fn beside(mut hash: Hasher) -> io::Result<Self> {
+        let (writes, written) = sync_channel::<Vec<u8>>(WRITES_AHEAD);
+        let hash_on = move || {
+            written.iter().for_each(|bytes| hash.update(&bytes));
+            hash
+        };
+        let thread = thread::Builder::new().name("module-hash".to_owned()).spawn(hash_on)?;
+        Ok(Self::Beside { writes, thread })
+    }
+
+    /// The digest of it all, unless the thread has died.
+    fn finish(self) -> thread::Result<Result<[u8; 32], StoreError>> {
+        let hash = match self {
+            Self::Here { hash, .. } => hash,
+            Self::Beside { writes, thread } => {
+                drop(writes);
+                thread.join()?
+            }
+        };
+        Ok(Ok(hash.finish()))
     }
 }
 
@@ -139,7 +206,7 @@ impl Finished {
         }
         // Where no handle or thread is to be had, the commit does it.
         self.sync = self.file.file().duplicate().ok().and_then(|file| {
-            std::thread::Builder::new().name("store-sync".to_owned()).spawn(move || file.sync()).ok()
+            thread::Builder::new().name("store-sync".to_owned()).spawn(move || file.sync()).ok()
         });
     }
 

@@ -9,6 +9,7 @@ mod crash;
 mod durable;
 mod failing;
 pub(super) mod faults;
+mod hashing;
 mod index;
 mod ingest;
 mod links;
