@@ -2,7 +2,7 @@
 //! locked by its writer. The lock, not the process id in the name, tells whether the writer lives:
 //! ids are reused, and mean something else in another container.
 //!
-//! There is one lock a file and nobody ever holds two of them. A writer creates
+//! There is one lock a file, and nobody waits for one with another in hand. A writer creates
 //! its file, then locks it; a sweep may come between the two, so the writer looks afterwards whether
 //! the file still has its name. A sweep only ever tries a lock.
 

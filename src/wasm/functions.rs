@@ -119,7 +119,7 @@ impl<'scope, 'env> Functions<'scope, 'env> {
         self.shared.validate_one(function, body, offset, &mut self.allocations);
     }
 
-    /// Where the bytes of the next function, of at most a batch, go, behind those that are there.
+    /// Where the next function's size and body go, behind what is there; the body only of at most a batch.
     pub(super) fn bytes(&mut self) -> &mut Vec<u8> {
         &mut self.batch.bytes
     }
